@@ -1,0 +1,34 @@
+# `make demo` and `make test` are all that a new machine needs: they build the environment in .venv first.
+SHELL := /bin/bash
+# The first Python >= 3.12 that answers: by name, then whatever uv manages.
+PYTHON := $(shell for p in python3.12 python3.13 python3.14 python3 python; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { command -v $$p; exit; }; done; \
+  command -v uv >/dev/null && uv python find '>=3.12' 2>/dev/null)
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n 2
+
+.PHONY: demo test test-all lint docs clean
+
+.venv/ready: pyproject.toml constraints.txt
+	@[ -n "$(PYTHON)" ] || { echo "probgen needs Python >= 3.12, and none was found on PATH."; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+demo: .venv/ready
+	$(BIN)/probgen demo
+
+test: .venv/ready lint
+	$(PYTEST) -m "not slow"
+
+test-all: .venv/ready lint
+	$(PYTEST)
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf .venv

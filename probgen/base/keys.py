@@ -1,0 +1,38 @@
+"""Random keys: one way in for the seed, one rule for what is derived from it."""
+
+from __future__ import annotations
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+
+from probgen.base.errors import ProbgenError
+
+__all__ = ["SeedError", "as_key"]
+
+
+class SeedError(ProbgenError, TypeError):
+    """``seed`` is neither an int nor a typed JAX key."""
+
+
+def as_key(seed: int | jax.Array) -> jax.Array:
+    """Turn a seed into a typed JAX key.
+
+    Args:
+        seed: A non-negative int, or one typed key as ``jax.random.key`` makes it (shape ``()``).
+
+    Raises:
+        SeedError: For anything else, a raw ``uint32`` key of ``jax.random.PRNGKey`` included.
+    """
+    if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
+        if seed < 0:
+            raise SeedError(f"seed must not be negative, got {seed}. Give a non-negative int.")
+        return jax.random.key(int(seed))
+    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        if seed.shape != ():
+            raise SeedError(f"seed must be one key, got an array of keys with shape {seed.shape}. Take one of them.")
+        return seed
+    raise SeedError(
+        f"seed must be an int or a typed key, got {type(seed).__name__}. Give seed=0 or seed=jax.random.key(0)."
+    )

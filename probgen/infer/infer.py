@@ -1,0 +1,187 @@
+"""The one door: ``pg.infer(model, method)``."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import numbers
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+
+from probgen.base.errors import DataError, Ended, MethodError, ModelError, ProbgenError, ProbgenWarning
+from probgen.base.keys import as_key
+from probgen.infer.method import Method, Need, Plan
+from probgen.infer.nuts import NUTS
+from probgen.infer.results import to_tree
+from probgen.program.density import Density
+from probgen.program.model import Model
+from probgen.program.sites import Kind
+from probgen.run.progress import show_by_default
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["RunFailed", "infer"]
+
+
+class RunFailed(ProbgenError, RuntimeError):
+    """A run ended badly, and ``throw=True`` asked to raise. ``.tree`` holds what was drawn."""
+
+    def __init__(self, message: str, tree: xarray.DataTree) -> None:
+        super().__init__(message)
+        self.tree = tree
+
+
+def infer(
+    model: Model,
+    method: Method | None = None,
+    *,
+    draws: int = 1000,
+    warmup: int = 1000,
+    chains: int = 4,
+    seed: int | jax.Array = 0,
+    thin: int = 1,
+    keep_warmup: bool = False,
+    progress: bool | None = None,
+    throw: bool = False,
+) -> xarray.DataTree:
+    """Infer the latent sites of a model.
+
+    Args:
+        model: The model, with its data.
+        method: What to run, for example ``pg.NUTS()``. ``None`` chooses, and says what and why in ``attrs``.
+        draws: Draws per chain.
+        warmup: Adaptation steps per chain, not kept.
+        chains: Number of chains.
+        seed: An int or a typed JAX key; the only source of randomness.
+        thin: Keep every ``thin``-th draw (``draws`` counts kept ones).
+        keep_warmup: Keep the warm-up as ``warmup_posterior`` and ``warmup_sample_stats``.
+        progress: Show progress bars. ``None``: at a terminal only.
+        throw: Raise ``RunFailed`` when the run does not end well, instead of warning.
+
+    Returns:
+        A DataTree with the groups ``posterior`` (constrained space), ``sample_stats``, ``observed_data`` and ``constant_data``; ``attrs`` tell the method,
+        backend, settings, seed, versions, seconds, and how the run ended.
+
+    Raises:
+        ModelError: If the model cannot be inferred as it is.
+        MethodError: If the method cannot run this model, its settings make no sense, or no finite start exists.
+        RunFailed: With ``throw=True``, if the run did not end well.
+    """
+    if not isinstance(model, Model):
+        raise ModelError(
+            f"model must be a pg.Model, got {type(model).__name__}. Wrap the program: pg.Model(program, data=...)."
+        )
+    _check_counts(draws=draws, warmup=warmup, chains=chains, thin=thin)
+    chosen = method
+    if chosen is None:
+        chosen = NUTS()
+        reason = "chosen because every latent site is continuous"
+    elif isinstance(chosen, type) or not isinstance(chosen, Method):
+        shown = chosen.__name__ if isinstance(chosen, type) else repr(chosen)
+        raise MethodError(f"method must be a method object, got {shown}. Write for example pg.NUTS().")
+    else:
+        reason = "given"
+    chosen.check()
+    key = as_key(seed)
+    check_model(model, chosen)
+    density = Density(model)
+    plan = Plan(draws, warmup, chains, thin, keep_warmup, show_by_default() if progress is None else progress)
+    run = chosen.run(key, density, plan)
+    attrs = {
+        "method": chosen.name,
+        "method_reason": reason,
+        "backend": chosen.engine,
+        "settings": _settings(chosen),
+        "seed": int(seed) if isinstance(seed, numbers.Integral) else str(jax.random.key_data(key).tolist()),
+        "draws": draws,
+        "warmup": warmup,
+        "chains": chains,
+        "thin": thin,
+        "precision": "64-bit" if jax.config.jax_enable_x64 else "32-bit",
+        "device": jax.devices()[0].device_kind,
+    }
+    tree = to_tree(model, density, run, attrs, warmup // thin if keep_warmup else 0)
+    if run.ended not in (Ended.completed, Ended.interrupted):
+        message = f"{run.ended.value} {run.attrs.get('chains_report', '')}".strip()
+        if throw:
+            raise RunFailed(message, tree)
+        warnings.warn(message, ProbgenWarning, stacklevel=2)
+    return tree
+
+
+def check_model(model: Model, method: Method) -> None:
+    """Raise unless the method can run the model; named sites, before anything is computed."""
+    unfilled = _unfilled(model)
+    if unfilled:
+        raise DataError(
+            f"site {unfilled!r} would be observed through the argument {unfilled!r}, which was not given, so there is nothing to infer from. "
+            f"Pass data={{{unfilled!r}: ...}}, or use pg.simulate to draw from the prior."
+        )
+    params = model.of_kind(Kind.param)
+    if params:
+        raise MethodError(
+            f"site {params[0].name!r} is a numpyro.param, which {type(method).__name__} would leave frozen at its first value. "
+            f"Give it a prior with numpyro.sample, or fit with pg.SVI."
+        )
+    latent = model.of_kind(Kind.continuous, Kind.discrete)
+    if not latent:
+        raise ModelError("the model has no latent site, so there is nothing to infer. Leave something unobserved.")
+    if Need.gradient in method.needs:
+        for site in model.of_kind(Kind.discrete):
+            raise MethodError(
+                f"site {site.name!r} ({site.distribution}) is discrete, and {type(method).__name__} needs {Need.gradient.value}."
+                f" Marginalise it, or use a method that samples discrete sites (see pg.methods())."
+            )
+    if Need.subsampling not in method.needs:
+        for site in model.sites:
+            for plate in site.plates:
+                if plate.subsample < plate.size:
+                    raise MethodError(
+                        f"plate {plate.name!r} sees {plate.subsample} of {plate.size} rows per execution, and {type(method).__name__} needs all of them. "
+                        f"Drop subsample_size, or use a method for mini-batches (see pg.methods())."
+                    )
+    if Need.prior_draws in method.needs:
+        for site in latent:
+            if not site.proper:
+                raise MethodError(
+                    f"site {site.name!r} has an improper prior, and {type(method).__name__} needs {Need.prior_draws.value}. "
+                    f"Give it a proper prior."
+                )
+
+
+def _unfilled(model: Model) -> str | None:
+    """The name of a latent site that an argument with default ``None`` was meant to observe."""
+    try:
+        parameters = inspect.signature(model.program).parameters
+    except (TypeError, ValueError):
+        return None
+    settings = dict(model.settings)
+    for site in model.of_kind(Kind.continuous, Kind.discrete):
+        parameter = parameters.get(site.name)
+        if parameter is None or site.name in model.leaves or site.name in model.given:
+            continue
+        if settings.get(site.name, parameter.default) is None:
+            return site.name
+    return None
+
+
+def _check_counts(**counts: Any) -> None:
+    least = {"warmup": 0}
+    for name, value in counts.items():
+        lowest = least.get(name, 1)
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < lowest:
+            raise MethodError(f"{name} must be an int of at least {lowest}, got {value!r}. Correct {name}.")
+
+
+def _settings(method: Method) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(method) if field.name != "backend"]
+    values = {name: getattr(method, name) for name in names}
+    return {
+        k: v if isinstance(v, str | int | float | bool | None) else repr(v)
+        for k, v in values.items()
+        if not eqx.is_array(v)
+    }

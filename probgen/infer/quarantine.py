@@ -1,0 +1,119 @@
+"""Quarantine: are the chains of a run samples of one distribution?
+
+A sampler that is fast and wrong is worse than none, and a lost chain often looks healthy by itself. After a run the chains are compared on the unconstrained draws and the
+log density. The tests are meant for gross failure (a chain in another mode, stuck, or still travelling), where a number in a table is not enough;
+fine convergence diagnostics are the business of the checks on the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+__all__ = ["Verdict", "compare"]
+
+RHAT_LIMIT = 1.2
+"""Split R-hat above which chains disagree. Four healthy chains of 100 effective draws exceed it less than once in 10^6 runs."""
+GAP_LIMIT = 6.0
+"""Distance of a chain's mean from the median of the chains' means, in pooled standard deviations within chains, above which the chain is lost."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the comparison found.
+
+    Attributes:
+        lost: Chains that stand apart from the others, are stuck, or are not finite.
+        worst: Largest split R-hat over coordinates and log density.
+        coordinate: The coordinate that has it; -1 for the log density.
+        reasons: One sentence per finding.
+        nonfinite: Whether a draw is NaN or infinite.
+    """
+
+    lost: tuple[int, ...]
+    worst: float
+    coordinate: int
+    reasons: tuple[str, ...]
+    nonfinite: bool = False
+
+    @property
+    def agree(self) -> bool:
+        """Whether nothing was found."""
+        return not self.reasons
+
+    def describe(self, names: tuple[str, ...]) -> str:
+        """The findings in words, for ``attrs`` and messages."""
+        where = "the log density" if self.coordinate < 0 else names[self.coordinate]
+        return f"Largest split R-hat {self.worst:.3g} ({where}). " + " ".join(self.reasons)
+
+
+def compare(u: np.ndarray, stats: dict[str, np.ndarray], skip: int = 0) -> Verdict:
+    """Compare chains.
+
+    Args:
+        u: Draws in unconstrained coordinates, shape ``(chains, draws, dim)``.
+        stats: Statistics of the draws; ``lp`` and ``acceptance_rate`` are used where present.
+        skip: Leading draws to leave out (a kept warm-up).
+    """
+    u = u[:, skip:]
+    _, draws, dim = u.shape
+    finite = np.isfinite(u).all((1, 2))
+    if not finite.all():
+        bad = tuple(int(c) for c in np.flatnonzero(~finite))
+        return Verdict(bad, np.inf, 0, (f"Chains {list(bad)} have draws that are not finite.",), True)
+    if draws < 20:
+        return Verdict((), 1.0, 0, ())
+    lp = stats["lp"][:, skip:, None] if "lp" in stats and np.isfinite(stats["lp"]).all() else None
+    series = u if lp is None else np.concatenate([u, lp], -1)
+    lost: set[int] = set()
+    reasons = []
+    stuck = np.flatnonzero((np.ptp(u, axis=1) == 0).any(-1)) if dim else np.array([], int)
+    if len(stuck):
+        lost |= set(stuck.tolist())
+        reasons.append(f"Chains {stuck.tolist()} did not move in at least one coordinate.")
+    if lp is not None and draws >= 100:
+        early = _started_far(lp[..., 0])
+        if len(early):
+            lost |= set(early.tolist())
+            reasons.append(
+                f"The first draws of chains {early.tolist()} lie far in the tail: they began outside the typical set."
+            )
+    rhat = _split_rhat(series)
+    worst = int(np.argmax(rhat)) if rhat.size else 0
+    if rhat.size and rhat[worst] > RHAT_LIMIT:
+        apart = _standing_apart(series)
+        lost |= set(apart)
+        text = f"chains {sorted(apart)} stand apart from the others" if apart else "no chain can be singled out"
+        reasons.append(f"The chains disagree: {text}.")
+    coordinate = -1 if worst >= dim else worst
+    return Verdict(tuple(sorted(lost)), float(rhat[worst]) if rhat.size else 1.0, coordinate, tuple(reasons))
+
+
+def _split_rhat(series: np.ndarray) -> np.ndarray:
+    half = series.shape[1] // 2
+    parts = np.concatenate([series[:, :half], series[:, -half:]])
+    means, variances = parts.mean(1), parts.var(1, ddof=1)
+    within = variances.mean(0)
+    between = half * means.var(0, ddof=1) if len(parts) > 1 else np.zeros_like(within)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rhat = np.sqrt((half - 1) / half + between / (half * within))
+    return np.where(within > 0, rhat, np.where(between > 0, np.inf, 1.0))
+
+
+def _standing_apart(series: np.ndarray) -> list[int]:
+    """Chains far from the median chain; empty when half of them or more are (then nobody knows who is right)."""
+    means = series.mean(1)
+    scale = np.sqrt(np.median(series.var(1), 0))
+    gap = np.abs(means - np.median(means, 0)) / np.where(scale > 0, scale, np.inf)
+    limit = min(GAP_LIMIT, max(1.0, 0.5 * gap.max()))
+    apart = np.flatnonzero(gap.max(-1) > limit).tolist()
+    return apart if 2 * len(apart) < len(means) else []
+
+
+def _started_far(lp: np.ndarray) -> np.ndarray:
+    """Chains whose first draws have a log density far below everything that follows."""
+    cut = max(2, lp.shape[1] // 50)
+    head, tail = lp[:, :cut], lp[:, cut:]
+    spread = np.median(tail, 1) - tail.min(1)
+    return np.flatnonzero(head.min(1) < tail.min(1) - 3 * spread - 10)

@@ -1,0 +1,130 @@
+"""Results: every answer becomes one ArviZ DataTree with labelled axes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from probgen.infer.method import Run
+from probgen.program.density import Density
+from probgen.program.model import Model
+from probgen.program.sites import Kind
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["dataset", "to_tree"]
+
+
+def to_tree(model: Model, density: Density, run: Run, attrs: dict[str, Any], warmup: int = 0) -> xarray.DataTree:
+    """The DataTree of a run: posterior, sample_stats, observed_data, constant_data and what else the method gave.
+
+    Args:
+        model: The model; gives dims and coords.
+        density: Its density.
+        run: What the method gave back.
+        attrs: Method, settings, seed and the like.
+        warmup: Leading draws that belong to ``warmup_posterior``.
+    """
+    import xarray
+
+    stats = {name: (("chain", "draw"), value) for name, value in run.stats.items()}
+    groups: dict[str, xarray.Dataset] = {}
+    if warmup:
+        groups["warmup_posterior"] = _draws(model, {k: v[:, :warmup] for k, v in run.values.items()})
+        groups["warmup_sample_stats"] = xarray.Dataset({k: (d, v[:, :warmup]) for k, (d, v) in stats.items()})
+    groups["posterior"] = _draws(model, {k: v[:, warmup:] for k, v in run.values.items()})
+    groups["sample_stats"] = xarray.Dataset({k: (d, v[:, warmup:]) for k, (d, v) in stats.items()})
+    for group, variables in run.groups.items():
+        groups[group] = dataset(model, variables)
+    groups |= data_groups(model, density)
+    chains, draws = next(iter(run.values.values())).shape[:2] if run.values else (0, 0)
+    for name in ("posterior", "sample_stats"):
+        groups[name] = groups[name].assign_coords(chain=np.arange(chains), draw=np.arange(draws - warmup))
+    tree = xarray.DataTree.from_dict(
+        {name: group for name, group in groups.items() if group.data_vars or name == "posterior"}
+    )
+    tree.attrs.update(
+        _plain({**attrs, **run.attrs, **_versions(), "ended": run.ended.name, "ended_because": run.ended.value})
+    )
+    tree.attrs.update({f"seconds_{stage}": seconds for stage, seconds in run.seconds.items()})
+    # ArviZ and other readers look at the posterior, people at the root.
+    tree["posterior"].attrs.update({"inference_library": "probgen", **tree.attrs})
+    return tree
+
+
+def dataset(model: Model, variables: dict[str, tuple[tuple[str, ...], np.ndarray]]) -> xarray.Dataset:
+    """A labelled Dataset of ``(dims, array)`` pairs; dims known to the model get their labels."""
+    import xarray
+
+    labels = model.labels
+    sizes = {dim: size for dims, array in variables.values() for dim, size in zip(dims, np.shape(array), strict=True)}
+    coords = {
+        dim: np.asarray(labels[dim]) if dim in labels and len(labels[dim]) == size else np.arange(size)
+        for dim, size in sizes.items()
+        if dim not in ("chain", "draw")
+    }
+    return xarray.Dataset({name: (dims, np.asarray(array)) for name, (dims, array) in variables.items()}, coords=coords)
+
+
+def _draws(model: Model, values: dict[str, np.ndarray]) -> xarray.Dataset:
+    named = {site.name: site for site in model.sites}
+    order = [site.name for site in model.sites if site.name in values]
+    variables = {}
+    for name in [*order, *(set(values) - set(order))]:
+        array = values[name]
+        dims = named[name].dims if name in named else ()
+        if len(dims) != array.ndim - 2:
+            dims = tuple(f"{name}_dim_{axis}" for axis in range(array.ndim - 2))
+        variables[name] = (("chain", "draw", *dims), array)
+    return dataset(model, variables)
+
+
+def data_groups(model: Model, density: Density) -> dict[str, xarray.Dataset]:
+    """``observed_data`` (values of observed sites) and ``constant_data`` (the other arrays among the data)."""
+    observed, sources = {}, set()
+    sites = [site for site in model.of_kind(Kind.observed)]
+    if any(site.source is None for site in sites):
+        computed = jax.jit(lambda u: density.observed(u))(np.zeros(density.dim))
+    for site in sites:
+        if site.source is None:
+            value = computed[site.name]
+        else:
+            part, name = site.source
+            value = (model.leaves if part == "data" else model.given)[name]
+            sources.add(site.source)
+        observed[site.name] = (site.dims, np.asarray(value))
+    dims = dict(model.dims)
+    constant = {}
+    for name, value in model.leaves.items():
+        if ("data", name) not in sources and hasattr(value, "shape"):
+            given = dims.get(name, ())
+            names = (
+                given if len(given) == np.ndim(value) else tuple(f"{name}_dim_{axis}" for axis in range(np.ndim(value)))
+            )
+            constant[name] = (names, np.asarray(value))
+    return {"observed_data": dataset(model, observed), "constant_data": dataset(model, constant)}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("probgen", "numpyro", "jax", "blackjax")
+    versions = {}
+    for package in packages:
+        try:
+            versions[f"version_{package}"] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {**versions, "version_python": platform.python_version()}
+
+
+def _plain(attrs: dict[str, Any]) -> dict[str, Any]:
+    """Attributes that netCDF and zarr can hold: numbers and strings, the rest as JSON."""
+    return {
+        k: v if isinstance(v, str | int | float) and not isinstance(v, bool) else json.dumps(v)
+        for k, v in attrs.items()
+    }

@@ -1,0 +1,110 @@
+"""The loops that run a kernel: a start, and any number of steps into a buffer of draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from probgen.base.typing import Position, PRNGKey, Values
+from probgen.kernels.kernel import Kernel, Stats
+from probgen.program.density import Density
+
+__all__ = ["Drawn", "advance", "begin", "find_start"]
+
+TRIES = 100
+CANDIDATES = 5
+
+
+class Drawn(eqx.Module):
+    """Draws of one chain (an ensemble: one more axis for chains, after the first)."""
+
+    u: Array
+    values: Values
+    stats: Stats
+
+
+def find_start(key: PRNGKey, density: Density, radius: float = 2.0) -> tuple[Position, Array]:
+    """A starting point: the best of a few uniform draws whose density and gradient are finite.
+
+    Args:
+        key: Randomness.
+        density: The target.
+        radius: Coordinates are uniform on ``(-radius, radius)`` (unconstrained).
+
+    Returns:
+        The point, and whether a finite one was found in ``TRIES`` tries.
+    """
+    evaluate = jax.value_and_grad(density.log_density)
+
+    def attempt(carry: tuple[Array, Array, Position, Array]) -> tuple[Array, Array, Position, Array]:
+        tries, found, best_u, best = carry
+        u = jax.random.uniform(jax.random.fold_in(key, tries), (density.dim,), float, -radius, radius)
+        value, grad = evaluate(u)
+        ok = jnp.isfinite(value) & jnp.all(jnp.isfinite(grad))
+        better = ok & (value > best)
+        return tries + 1, found + ok, jnp.where(better, u, best_u), jnp.where(better, value, best)
+
+    zero = jnp.zeros((), int)
+    carry = (zero, zero, jnp.zeros(density.dim), jnp.asarray(-jnp.inf, float))
+    _, found, u, _ = jax.lax.while_loop(lambda c: (c[0] < TRIES) & (c[1] < CANDIDATES), attempt, carry)
+    return u, found > 0
+
+
+def begin(key: PRNGKey, kernel: Kernel, density: Density, chains: int) -> tuple[Any, Array]:
+    """State of a chain (of all chains, for an ensemble kernel) at a found starting point, and whether there is one."""
+    key_start, key_init = jax.random.split(key)
+    if kernel.ensemble:
+        u, ok = jax.vmap(find_start, (0, None))(jax.random.split(key_start, chains), density)
+    else:
+        u, ok = find_start(key_start, density)
+    return kernel.init(key_init, density, u), jnp.all(ok)
+
+
+def advance(
+    key: PRNGKey,
+    kernel: Kernel,
+    density: Density,
+    state: Any,
+    first: Array,
+    last: Array,
+    record: Array,
+    size: int,
+    thin: int,
+) -> tuple[Any, Drawn]:
+    """Take the steps ``first`` to ``last`` (exclusive) and keep what they draw.
+
+    The key of step ``i`` is ``fold_in(key, i)``: where a run is cut into pieces does not change it.
+
+    Args:
+        key: Key of the chain.
+        kernel: The kernel.
+        density: The target.
+        state: State before step ``first``.
+        first: Number of steps already taken.
+        last: Number of steps after this call.
+        record: First step whose draw is kept; at most ``size * thin`` steps may follow it.
+        size: Length of the buffer.
+        thin: Keep every ``thin``-th draw.
+
+    Returns:
+        The state, and the draws; entries beyond those made are unspecified.
+    """
+    draw = eqx.filter_eval_shape(lambda: kernel.step(key, density, state)[1])
+    buffer = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), draw)
+    origin = jnp.maximum(first, record)
+
+    def body(carry: tuple[Array, Any, Any]) -> tuple[Array, Any, Any]:
+        index, state, buffer = carry
+        state, draw = kernel.step(jax.random.fold_in(key, index), density, state)
+        slot = jnp.clip(
+            (index - origin) // thin, 0, size - 1
+        )  # warm-up writes to slot 0, which the first draw overwrites
+        return index + 1, state, jax.tree.map(lambda kept, new: kept.at[slot].set(new), buffer, draw)
+
+    _, state, buffer = jax.lax.while_loop(lambda carry: carry[0] < last, body, (first, state, buffer))
+    constrain = jax.vmap(jax.vmap(density.constrain)) if kernel.ensemble else jax.vmap(density.constrain)
+    return state, Drawn(buffer.u, constrain(buffer.u), buffer.stats)

@@ -1,0 +1,168 @@
+"""Effect handlers that reach every site of a program, also those inside ``scan`` and ``cond``.
+
+NumPyro runs the body of a control-flow primitive behind a block handler, where outer handlers do not reach; only values to
+substitute are passed on. The handlers here wrap the body itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from jax import Array
+from numpyro.contrib.control_flow.cond import cond_wrapper
+from numpyro.contrib.control_flow.scan import scan_wrapper
+from numpyro.primitives import Messenger
+
+from probgen.base.errors import ModelError
+
+__all__ = ["Intervene", "Unobserve", "Watch", "natural_name"]
+
+type Message = dict[str, Any]
+
+
+def natural_name(name: str) -> str:
+    """Name of the value that a site would have had, kept beside an intervention that depends on it."""
+    return f"{name}_natural"
+
+
+class _Reaching(Messenger):
+    """Apply ``act`` to each site exactly once, wherever it stands."""
+
+    def act(self, msg: Message, step: Array | None, length: int | None) -> None:
+        raise NotImplementedError
+
+    def inside(self, step: Array | None, length: int | None) -> Messenger:
+        """The handler for one step of a scan, or for a branch."""
+        return _InsideScan(self, step, length)
+
+    def process_message(self, msg: Message) -> None:
+        if msg["type"] == "control_flow":
+            self._wrap_body(msg)
+        elif not msg.get("_control_flow_done", False):
+            self.act(msg, None, None)
+
+    def _wrap_body(self, msg: Message) -> None:
+        if msg["fn"] is scan_wrapper:
+            body, init, xs, length, reverse = msg["args"]
+            size = length if length is not None else jnp.shape(jax.tree.leaves(xs)[0])[0]
+
+            def step_body(carry: Any, indexed: tuple[Array, Any]) -> Any:
+                step, x = indexed
+                with self.inside(step, size):
+                    return body(carry, x)
+
+            msg["args"] = (step_body, init, (jnp.arange(size), xs), size, reverse)
+        elif msg["fn"] is cond_wrapper:
+            predicate, if_true, if_false, operand = msg["args"]
+            msg["args"] = (predicate, self._wrapped(if_true), self._wrapped(if_false), operand)
+
+    def _wrapped(self, branch: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def run(operand: Any) -> Any:
+            with self.inside(None, None):
+                return branch(operand)
+
+        return run
+
+
+class _InsideScan(Messenger):
+    def __init__(self, outer: _Reaching, step: Array | None, length: int | None) -> None:
+        super().__init__(None)
+        self.outer, self.step, self.length = outer, step, length
+
+    def process_message(self, msg: Message) -> None:
+        if not msg.get("_control_flow_done", False):
+            self.outer.act(msg, self.step, self.length)
+
+
+class Intervene(_Reaching):
+    """Set sites to values: their mechanisms are cut, everything downstream sees the new value.
+
+    Args:
+        program: A callable without arguments.
+        values: By site name, an array with the shape of the site (scan sites: with the leading time axis, or of one step),
+            or a function of the value that the site would have had.
+    """
+
+    def __init__(self, program: Callable[[], Any], values: Mapping[str, Any]) -> None:
+        super().__init__(program)
+        self.values = values
+
+    def act(self, msg: Message, step: Array | None, length: int | None) -> None:
+        if msg["type"] not in ("sample", "deterministic") or msg.get("name") not in self.values:
+            return
+        name, new = msg["name"], self.values[msg["name"]]
+        if callable(new):
+            new = new(self._natural(msg))
+            shape = jnp.shape(new)
+        elif msg["type"] == "sample":
+            shape = tuple(msg["fn"].shape())
+        else:
+            shape = jnp.shape(msg["value"])
+        if step is not None and jnp.ndim(new) == len(shape) + 1 and jnp.shape(new)[0] == length:
+            new = new[step]
+        try:
+            new = jnp.broadcast_to(new, shape)
+        except ValueError as error:
+            raise ModelError(
+                f"do({name}=...) has shape {jnp.shape(new)}, but site {name!r} has shape {shape}. "
+                f"Give a scalar or an array of that shape."
+            ) from error
+        msg["type"], msg["value"], msg["is_observed"] = "deterministic", new, False
+
+    @staticmethod
+    def _natural(msg: Message) -> Array:
+        if msg["type"] == "deterministic":
+            return msg["value"]
+        obs = msg["value"] if msg["is_observed"] else None
+        return numpyro.sample(natural_name(msg["name"]), msg["fn"], obs=obs, infer=msg["infer"])
+
+
+class Unobserve(_Reaching):
+    """Forget the values of observed sites, so that they are drawn from their distributions."""
+
+    def act(self, msg: Message, step: Array | None, length: int | None) -> None:
+        if msg["type"] != "sample" or not msg["is_observed"] or isinstance(msg["fn"], numpyro.distributions.Unit):
+            return
+        msg["is_observed"], msg["value"] = False, None
+        msg["infer"] = {**msg["infer"], "was_observed": True}
+        if msg["kwargs"]["rng_key"] is None:
+            msg["kwargs"]["rng_key"] = numpyro.prng_key()
+
+
+class Watch(_Reaching):
+    """Remember which sites ran, in order: for messages that say where a program failed."""
+
+    def __init__(self, program: Callable[[], Any]) -> None:
+        super().__init__(program)
+        self.seen: list[str] = []
+        self.repeated: set[str] = set()
+
+    def inside(self, step: Array | None, length: int | None) -> Messenger:
+        # JAX may trace a loop body, or two branches, more than once; NumPyro itself checks the names within one.
+        return _Repeated(self)
+
+    def act(self, msg: Message, step: Array | None, length: int | None) -> None:
+        if msg["type"] not in ("sample", "deterministic", "param"):
+            return
+        if msg["name"] in self.seen:
+            raise ModelError(
+                f"site {msg['name']!r} occurs twice in one execution of the program. Give every sample and deterministic "
+                f"statement its own name."
+            )
+        self.seen.append(msg["name"])
+
+
+class _Repeated(Messenger):
+    def __init__(self, outer: Watch) -> None:
+        super().__init__(None)
+        self.outer = outer
+
+    def process_message(self, msg: Message) -> None:
+        if msg["type"] in ("sample", "deterministic") and msg["name"] not in self.outer.repeated:
+            if msg["name"] not in self.outer.seen:
+                self.outer.seen.append(msg["name"])
+            self.outer.repeated.add(msg["name"])
