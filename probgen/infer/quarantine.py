@@ -79,6 +79,10 @@ def compare(u: np.ndarray, stats: dict[str, np.ndarray], skip: int = 0) -> Verdi
             reasons.append(
                 f"The first draws of chains {early.tolist()} lie far in the tail: they began outside the typical set."
             )
+    failing = _failing(stats, skip)
+    if failing:
+        lost |= set(failing)
+        reasons.append(f"Chains {failing} reject or diverge nearly always: they are tuned for another place.")
     rhat = _split_rhat(series)
     worst = int(np.argmax(rhat)) if rhat.size else 0
     if rhat.size and rhat[worst] > RHAT_LIMIT:
@@ -88,6 +92,18 @@ def compare(u: np.ndarray, stats: dict[str, np.ndarray], skip: int = 0) -> Verdi
         reasons.append(f"The chains disagree: {text}.")
     coordinate = -1 if worst >= dim else worst
     return Verdict(tuple(sorted(lost)), float(rhat[worst]) if rhat.size else 1.0, coordinate, tuple(reasons))
+
+
+def _failing(stats: dict[str, np.ndarray], skip: int) -> list[int]:
+    """Chains that accept far less often than the median chain, or diverge in more than a fifth of their draws."""
+    bad: set[int] = set()
+    if "acceptance_rate" in stats:
+        rate = stats["acceptance_rate"][:, skip:].mean(1)
+        bad |= set(np.flatnonzero((rate < 0.4 * np.median(rate)) | (rate < 0.02)).tolist())
+    if "diverging" in stats:
+        often = stats["diverging"][:, skip:].mean(1)
+        bad |= set(np.flatnonzero(often > 0.2).tolist())
+    return sorted(bad)
 
 
 def _split_rhat(series: np.ndarray) -> np.ndarray:

@@ -17,10 +17,14 @@ from jax import Array
 
 from probgen.base.typing import Position, PRNGKey, Scalar
 from probgen.kernels.kernel import Draw, Kernel, Stats
-from probgen.kernels.metric import Estimate, Metric, dense_metric, start_metric
+from probgen.kernels.metric import Estimate, Metric, MetricKind, start_metric
 from probgen.program.density import Density
 
 __all__ = ["AdaptedKernel", "Moved", "Whitened", "windows"]
+
+CAUTIOUS_TARGET = 0.95
+DIVERGING = 0.005
+LONG_WINDOW = 150
 
 
 class Whitened(eqx.Module):
@@ -59,7 +63,7 @@ class StepSize(eqx.Module):
         zero = jnp.zeros_like(log_step)
         return cls(log_step, log_step, zero, zero, log_step + np.log(2.0))
 
-    def update(self, acceptance: Scalar, target: float) -> StepSize:
+    def update(self, acceptance: Scalar, target: Scalar) -> StepSize:
         """Move towards the step size whose mean acceptance is ``target``."""
         count = self.count + 1
         weight = 1 / (count + 10)
@@ -70,7 +74,19 @@ class StepSize(eqx.Module):
 
 
 class AdaptedState(eqx.Module):
-    """State of a chain. ``grad`` is in the whitened coordinates of ``metric``."""
+    """State of a chain.
+
+    Attributes:
+        index: Steps taken.
+        u: Unconstrained coordinates.
+        log_density: Log density at ``u``.
+        grad: Its gradient, in the whitened coordinates of ``metric``.
+        metric: The current metric.
+        estimate: What the current window has seen.
+        step: The step size, adapting.
+        target: Acceptance rate aimed at.
+        diverged: Divergent transitions in the current window.
+    """
 
     index: Array
     u: Position
@@ -79,6 +95,8 @@ class AdaptedState(eqx.Module):
     metric: Metric
     estimate: Estimate
     step: StepSize
+    target: Scalar
+    diverged: Scalar
 
 
 def windows(warmup: int, settle: float = 0.15, first: int = 20) -> np.ndarray:
@@ -102,27 +120,39 @@ class AdaptedKernel(Kernel):
         move: The engine's transition, with the identity metric.
         warmup: Number of adaptation steps.
         target: Acceptance rate that the step size aims at.
+        cautious: Aim at ``CAUTIOUS_TARGET`` after a long window in which more than ``DIVERGING`` of the transitions
+            diverged.
+        metric: ``auto``, ``dense``, ``diagonal`` or ``low_rank``.
         step_size: Step size at the start, in units of the metric.
     """
 
     move: Move = eqx.field(static=True)
     warmup: int = eqx.field(static=True)
     target: float = eqx.field(static=True, default=0.8)
+    cautious: bool = eqx.field(static=True, default=False)
+    metric: str = eqx.field(static=True, default="auto")
     step_size: float = eqx.field(static=True, default=0.5)
 
     def init(self, key: PRNGKey, density: Density, u: Position) -> AdaptedState:
         """See ``Kernel.init``."""
         log_density, grad = jax.value_and_grad(density.log_density)(u)
-        metric = start_metric(grad, 0)
+        kind = MetricKind.choose(self.metric, u.shape[0])
+        metric = start_metric(kind, grad)
         return AdaptedState(
-            jnp.zeros((), int),
-            u,
-            log_density,
-            metric.pull(grad),
-            metric,
-            Estimate.empty(u.shape[0]),
-            StepSize.start(np.log(self.step_size)),
+            index=jnp.zeros((), int),
+            u=u,
+            log_density=log_density,
+            grad=metric.pull(grad),
+            metric=metric,
+            estimate=kind.estimate.empty(u.shape[0]),
+            step=StepSize.start(np.log(self.step_size)),
+            target=jnp.asarray(self.target, float),
+            diverged=jnp.zeros(()),
         )
+
+    def at(self, state: AdaptedState, index: Array) -> AdaptedState:
+        """See ``Kernel.at``."""
+        return dataclasses.replace(state, index=index)
 
     def step(self, key: PRNGKey, density: Density, state: AdaptedState) -> tuple[AdaptedState, Draw]:
         """See ``Kernel.step``."""
@@ -139,23 +169,40 @@ class AdaptedKernel(Kernel):
             log_density=point.log_density,
             grad=point.grad,
         )
-        new = jax.lax.cond(adapting, self._adapt, lambda s, _: s, new, moved.acceptance)
+        diverging = moved.stats.get("diverging", jnp.zeros((), bool))
+        new = jax.lax.cond(adapting, self._adapt, lambda s, *_: s, new, moved.acceptance, diverging)
         stats = {"lp": point.log_density, "acceptance_rate": moved.acceptance, "step_size": step_size, **moved.stats}
         return new, Draw(new.u, stats)
 
-    def _adapt(self, state: AdaptedState, acceptance: Scalar) -> AdaptedState:
+    def _adapt(self, state: AdaptedState, acceptance: Scalar, diverging: Array) -> AdaptedState:
         grad = state.metric.pull_back(state.grad)
-        estimate = state.estimate.add(state.u, grad)
-        step = state.step.update(jnp.where(jnp.isfinite(acceptance), acceptance, 0.0), self.target)
-
-        def renew() -> tuple[Metric, Estimate, StepSize, Array]:
-            metric = dense_metric(estimate)
-            return metric, Estimate.empty(state.u.shape[0]), StepSize.start(step.log_average), metric.pull(grad)
-
-        def keep() -> tuple[Metric, Estimate, StepSize, Array]:
-            return state.metric, estimate, step, state.grad
-
+        seen = dataclasses.replace(
+            state,
+            estimate=state.estimate.add(state.u, grad),
+            step=state.step.update(jnp.where(jnp.isfinite(acceptance), acceptance, 0.0), state.target),
+            diverged=state.diverged + diverging,
+        )
         ends = windows(self.warmup)
-        is_end = jnp.any(state.index - 1 == jnp.asarray(ends)) if len(ends) else jnp.zeros((), bool)
-        metric, estimate, step, grad = jax.lax.cond(is_end, renew, keep)
-        return dataclasses.replace(state, metric=metric, estimate=estimate, step=step, grad=grad)
+        if not len(ends):
+            return seen
+        ends, lengths = jnp.asarray(ends), np.diff(ends, prepend=-1)
+        which = state.index - 1 == ends
+        length = jnp.sum(jnp.where(which, lengths, 0))
+        return jax.lax.cond(jnp.any(which), lambda: self._renew(seen, grad, length), lambda: seen)
+
+    def _renew(self, state: AdaptedState, grad: Array, length: Array) -> AdaptedState:
+        """End a window: replace the metric, and begin the step size and the next window afresh."""
+        metric = state.estimate.metric()
+        target = state.target
+        if self.cautious:
+            often = (length >= LONG_WINDOW) & (state.diverged > jnp.maximum(2, DIVERGING * length))
+            target = jnp.where(often, jnp.maximum(target, CAUTIOUS_TARGET), target)
+        return dataclasses.replace(
+            state,
+            metric=metric,
+            grad=metric.pull(grad),
+            estimate=type(state.estimate).empty(state.u.shape[0]),
+            step=StepSize.start(state.step.log_average),
+            target=target,
+            diverged=jnp.zeros(()),
+        )

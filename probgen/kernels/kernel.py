@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 from jax import Array
 
-from probgen.base.typing import Position, PRNGKey
+from probgen.base.typing import Position, PRNGKey, Values
 from probgen.program.density import Density
 
 __all__ = ["Draw", "Kernel", "Stats"]
@@ -23,10 +23,12 @@ class Draw(NamedTuple):
         u: Unconstrained coordinates, shape ``(dim,)``; an ensemble kernel has ``(chains, dim)``.
         stats: Statistics of the step, same leading axes. MCMC names: ``lp``, ``energy``, ``diverging``, ``acceptance_rate``, ``n_steps``,
             ``tree_depth``, ``step_size``; each kernel gives those that it has.
+        discrete: Values of discrete latent sites, where the kernel samples them.
     """
 
     u: Array
     stats: Stats
+    discrete: Values = {}  # noqa: RUF012
 
 
 class Kernel(eqx.Module):
@@ -39,6 +41,8 @@ class Kernel(eqx.Module):
     warmup: eqx.AbstractVar[int]
     ensemble: ClassVar[bool] = False
     """Whether the state holds all chains at once (``u`` of shape ``(chains, dim)``)."""
+    gradient: ClassVar[bool] = True
+    """Whether it asks for gradients; if not, the program need not have any."""
 
     @abc.abstractmethod
     def init(self, key: PRNGKey, density: Density, u: Position) -> Any:
@@ -49,6 +53,14 @@ class Kernel(eqx.Module):
             density: The target.
             u: A point with finite log density, shape ``(dim,)`` or ``(chains, dim)``.
         """
+
+    def at(self, state: Any, index: Array) -> Any:
+        """The state, told that ``index`` steps have been taken.
+
+        The loop counts once for all chains of a batch: a kernel that asks its own copy, one per chain, whether a window
+        has ended would do the work of window ends at every step.
+        """
+        return state
 
     @abc.abstractmethod
     def step(self, key: PRNGKey, density: Density, state: Any) -> tuple[Any, Draw]:

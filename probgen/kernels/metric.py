@@ -1,12 +1,14 @@
 r"""The metric: a linear map that makes the posterior round, learned during warm-up.
 
-A transition from ``u`` runs in whitened coordinates ``z`` with :math:`u' = u + L z`, where :math:`L L^\top` is the inverse mass matrix: the engine always
-sees the identity metric, so its cost per leapfrog step does not depend on the kind of metric, and every gradient-based kernel gets the same adaptation.
+A transition from ``u`` runs in whitened coordinates ``z`` with :math:`u' = u + L z`, where :math:`L L^\top` is the
+inverse mass matrix: the engine always sees the identity metric, so its cost per leapfrog step does not depend on the
+kind of metric, and every gradient-based kernel gets the same adaptation.
 
-The map minimises the Fisher divergence between the whitened posterior and a standard normal over the draws of a window. With :math:`C` the covariance of the
-draws and :math:`G` that of the gradients, the optimum over dense metrics is the geometric mean :math:`C \# G^{-1}`, over diagonal ones
-:math:`\sigma^2 = \sqrt{C_{ii} / G_{ii}}` (Seyboldt, Carlson, Carpenter 2026, arXiv:2603.18845). On a Gaussian it is exact after ``dim + 1`` draws, where a sample covariance
-still has noise. Eigenvalues of the correction between ``1/CUTOFF`` and ``CUTOFF`` are set to one: they would add noise and no speed.
+The map minimises the Fisher divergence between the whitened posterior and a standard normal over the draws of a
+window. With :math:`C` the covariance of the draws and :math:`G` that of the gradients, the optimum over dense metrics
+is the geometric mean :math:`M = C \# G^{-1}`, over diagonal ones :math:`\sigma^2 = \sqrt{C_{ii} / G_{ii}}`
+(Seyboldt, Carlson, Carpenter 2026, arXiv:2603.18845). On a Gaussian it is exact after ``dim + 1`` draws, where a
+sample covariance still has noise.
 """
 
 from __future__ import annotations
@@ -20,22 +22,16 @@ from jax import Array
 
 from probgen.base.typing import Position, Scalar
 
-__all__ = [
-    "DENSE_LIMIT",
-    "DenseMetric",
-    "Estimate",
-    "LowRankMetric",
-    "Metric",
-    "dense_metric",
-    "low_rank_metric",
-    "start_metric",
-]
+__all__ = ["DENSE_LIMIT", "DenseMetric", "Estimate", "LowRankMetric", "Metric", "MetricKind", "start_metric"]
 
 DENSE_LIMIT = 64
-"""Largest dimension for which a dense metric is kept; above, low rank plus diagonal."""
-CUTOFF = 2.0
-RIDGE = 1e-5
-"""Added to both covariances, in units of the diagonal optimum: directions that the window has not explored keep scale one."""
+"""Largest dimension in which ``auto`` keeps a dense metric; above, low rank plus diagonal."""
+RIDGE = 0.6
+"""The machine epsilon to this power is added to both covariances, in units of the diagonal optimum: what a window has not
+explored keeps scale one, and what it has explored is not blurred."""
+RANK = 32
+KEPT = 100
+"""Draws that a low-rank estimate keeps of each window (its last ones)."""
 
 
 class Metric(eqx.Module):
@@ -54,8 +50,23 @@ class Metric(eqx.Module):
         r""":math:`L^{-\top} g`: the inverse of ``pull``."""
 
 
+class DiagonalMetric(Metric):
+    """A scale per coordinate."""
+
+    scale: Array
+
+    def push(self, z: Array) -> Array:
+        return self.scale * z
+
+    def pull(self, g: Array) -> Array:
+        return self.scale * g
+
+    def pull_back(self, g: Array) -> Array:
+        return g / self.scale
+
+
 class DenseMetric(Metric):
-    """Any symmetric map in small dimension. ``inverse`` is kept so that no step solves a system."""
+    """Any invertible map. ``inverse`` is kept so that no step solves a system."""
 
     root: Array
     inverse: Array
@@ -91,61 +102,119 @@ class LowRankMetric(Metric):
 
 
 class Estimate(eqx.Module):
-    """Running moments of draws and gradients over one window (Welford)."""
-
-    count: Scalar
-    draw_mean: Array
-    grad_mean: Array
-    draw_cov: Array
-    grad_cov: Array
+    """What one window of the warm-up has learned about the posterior's shape."""
 
     @classmethod
+    @abc.abstractmethod
     def empty(cls, dim: int) -> Estimate:
         """No draws yet."""
-        zeros, square = jnp.zeros(dim), jnp.zeros((dim, dim))
-        return cls(jnp.zeros(()), zeros, zeros, square, square)
 
+    @abc.abstractmethod
     def add(self, u: Position, grad: Array) -> Estimate:
-        """Add one draw and its gradient; both in unconstrained coordinates."""
-        count = self.count + 1
-        to_draw, to_grad = u - self.draw_mean, grad - self.grad_mean
-        draw_mean, grad_mean = self.draw_mean + to_draw / count, self.grad_mean + to_grad / count
-        return Estimate(
-            count,
-            draw_mean,
-            grad_mean,
-            self.draw_cov + jnp.outer(to_draw, u - draw_mean),
-            self.grad_cov + jnp.outer(to_grad, grad - grad_mean),
-        )
+        """Add one draw and its gradient, both in unconstrained coordinates."""
+
+    @abc.abstractmethod
+    def metric(self) -> Metric:
+        """The metric of least Fisher divergence over what was seen."""
 
 
-def start_metric(grad: Array, rank: int) -> Metric:
-    """A first guess from one gradient: coordinates with steep gradients are narrow.
+class DiagonalEstimate(Estimate):
+    """Running means and variances (Welford)."""
 
-    Args:
-        grad: Gradient at the starting point.
-        rank: Directions of a low-rank metric; 0 for a dense one.
-    """
+    count: Scalar
+    means: Array
+    squares: Array
+
+    @classmethod
+    def empty(cls, dim: int) -> DiagonalEstimate:
+        return cls(jnp.zeros(()), jnp.zeros((2, dim)), jnp.zeros((2, dim)))
+
+    def add(self, u: Position, grad: Array) -> DiagonalEstimate:
+        new, count = jnp.stack([u, grad]), self.count + 1
+        before = new - self.means
+        means = self.means + before / count
+        return DiagonalEstimate(count, means, self.squares + before * (new - means))
+
+    def metric(self) -> DiagonalMetric:
+        draws, grads = self.squares
+        return DiagonalMetric(_diagonal(draws, grads))
+
+
+class DenseEstimate(Estimate):
+    """Running covariances of draws and of gradients (Welford)."""
+
+    count: Scalar
+    means: Array
+    products: Array
+
+    @classmethod
+    def empty(cls, dim: int) -> DenseEstimate:
+        return cls(jnp.zeros(()), jnp.zeros((2, dim)), jnp.zeros((2, dim, dim)))
+
+    def add(self, u: Position, grad: Array) -> DenseEstimate:
+        new, count = jnp.stack([u, grad]), self.count + 1
+        before = new - self.means
+        means = self.means + before / count
+        return DenseEstimate(count, means, self.products + before[:, :, None] * (new - means)[:, None, :])
+
+    def metric(self) -> DenseMetric:
+        draws, grads = self.products / self.count
+        scale = _diagonal(jnp.diag(draws), jnp.diag(grads))
+        values, vectors = _correction(draws / jnp.outer(scale, scale), grads * jnp.outer(scale, scale))
+        root = (vectors * jnp.sqrt(values)) @ vectors.T
+        inverse = (vectors / jnp.sqrt(values)) @ vectors.T
+        return DenseMetric(scale[:, None] * root, inverse / scale[None, :])
+
+
+class LowRankEstimate(Estimate):
+    """Running variances, and the last draws and gradients of the window."""
+
+    diagonal: DiagonalEstimate
+    last: Array
+
+    @classmethod
+    def empty(cls, dim: int) -> LowRankEstimate:
+        return cls(DiagonalEstimate.empty(dim), jnp.zeros((KEPT, 2, dim)))
+
+    def add(self, u: Position, grad: Array) -> LowRankEstimate:
+        slot = self.diagonal.count.astype(int) % KEPT
+        return LowRankEstimate(self.diagonal.add(u, grad), self.last.at[slot].set(jnp.stack([u, grad])))
+
+    def metric(self) -> LowRankMetric:
+        scale = self.diagonal.metric().scale
+        count = jnp.minimum(self.diagonal.count, KEPT)
+        filled = (jnp.arange(KEPT) < count)[:, None]
+        centred = [jnp.where(filled, x - x.sum(0) / count, 0.0) for x in (self.last[:, 0], self.last[:, 1])]
+        draws, grads = centred[0] / scale, centred[1] * scale
+        basis = jnp.linalg.qr(jnp.concatenate([draws, grads]).T)[0]
+        draws, grads = draws @ basis, grads @ basis
+        values, vectors = _correction(draws.T @ draws / count, grads.T @ grads / count)
+        kept = jax.lax.top_k(jnp.abs(jnp.log(values)), min(RANK, values.shape[0]))[1]
+        return LowRankMetric(scale, basis @ vectors[:, kept], values[kept])
+
+
+class MetricKind(eqx.Module):
+    """How to estimate the metric, and where to begin; resolved once from the dimension."""
+
+    estimate: type[Estimate] = eqx.field(static=True)
+
+    @classmethod
+    def choose(cls, name: str, dim: int) -> MetricKind:
+        """The kind called ``name``; ``auto`` is dense up to ``DENSE_LIMIT`` coordinates and low rank above."""
+        if name == "auto":
+            name = "dense" if dim <= DENSE_LIMIT else "low_rank"
+        return cls({"dense": DenseEstimate, "diagonal": DiagonalEstimate, "low_rank": LowRankEstimate}[name])
+
+
+def start_metric(kind: MetricKind, grad: Array) -> Metric:
+    """A first guess from one gradient: coordinates with steep gradients are narrow."""
     scale = jnp.clip(1 / jnp.sqrt(jnp.clip(jnp.abs(grad), 1e-10)), 1e-3, 1e1)
-    if rank == 0:
+    if kind.estimate is DenseEstimate:
         return DenseMetric(jnp.diag(scale), jnp.diag(1 / scale))
+    if kind.estimate is DiagonalEstimate:
+        return DiagonalMetric(scale)
+    rank = min(RANK, grad.shape[0])
     return LowRankMetric(scale, jnp.eye(grad.shape[0], rank), jnp.ones(rank))
-
-
-def dense_metric(estimate: Estimate) -> DenseMetric:
-    """The metric of least Fisher divergence over the draws of a window."""
-    draws, grads = estimate.draw_cov / estimate.count, estimate.grad_cov / estimate.count
-    scale = _diagonal(jnp.diag(draws), jnp.diag(grads))
-    eye = jnp.eye(scale.shape[0])
-    c = draws / jnp.outer(scale, scale) + RIDGE * eye
-    g = grads * jnp.outer(scale, scale) + RIDGE * eye
-    g_root, g_inverse_root = _power(g, 0.5), _power(g, -0.5)
-    mean = g_inverse_root @ _power(g_root @ c @ g_root, 0.5) @ g_inverse_root
-    values, vectors = jnp.linalg.eigh((mean + mean.T) / 2)
-    values = jnp.where((values > CUTOFF) | (values < 1 / CUTOFF), jnp.clip(values, 1e-12), 1.0)
-    root = (vectors * jnp.sqrt(values)) @ vectors.T
-    inverse = (vectors / jnp.sqrt(values)) @ vectors.T
-    return DenseMetric(scale[:, None] * root, inverse / scale[None, :])
 
 
 def _diagonal(draw_var: Array, grad_var: Array) -> Array:
@@ -153,30 +222,20 @@ def _diagonal(draw_var: Array, grad_var: Array) -> Array:
     return jnp.where(jnp.isfinite(scale) & (scale > 0), jnp.clip(scale, 1e-10, 1e10), 1.0)
 
 
-def _power(matrix: Array, exponent: float) -> Array:
-    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
-    return (vectors * jnp.clip(values, 1e-20) ** exponent) @ vectors.T
-
-
-def low_rank_metric(draws: Array, grads: Array, rank: int) -> LowRankMetric:
-    """As ``dense_metric``, from stored draws and gradients (shape ``(n, dim)``), within the span of both.
-
-    Args:
-        draws: Draws of a window in unconstrained coordinates.
-        grads: Their gradients.
-        rank: Number of directions to keep.
-    """
-    draws, grads = draws - draws.mean(0), grads - grads.mean(0)
-    count = draws.shape[0]
-    scale = _diagonal(jnp.mean(draws**2, 0), jnp.mean(grads**2, 0))
-    x, s = draws / scale, grads * scale
-    basis = jnp.linalg.qr(jnp.concatenate([x, s]).T)[0]  # (dim, <= 2n)
-    x, s = x @ basis, s @ basis
-    eye = jnp.eye(basis.shape[1])
-    c, g = x.T @ x / count + RIDGE * eye, s.T @ s / count + RIDGE * eye
+def _correction(draws: Array, grads: Array) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors of the optimum, from covariances in units of the diagonal optimum."""
+    ridge = jnp.finfo(draws.dtype).eps ** RIDGE * jnp.eye(draws.shape[0])
+    c, g = draws + ridge, grads + ridge
     g_root, g_inverse_root = _power(g, 0.5), _power(g, -0.5)
-    mean = g_inverse_root @ _power(g_root @ c @ g_root, 0.5) @ g_inverse_root
-    values, vectors = jnp.linalg.eigh((mean + mean.T) / 2)
-    values = jnp.where((values > CUTOFF) | (values < 1 / CUTOFF), jnp.clip(values, 1e-12), 1.0)
-    kept = jax.lax.top_k(jnp.abs(jnp.log(values)), rank)[1]
-    return LowRankMetric(scale, basis @ vectors[:, kept], values[kept])
+    optimum = g_inverse_root @ _power(g_root @ c @ g_root, 0.5) @ g_inverse_root
+    values, vectors = jnp.linalg.eigh(_symmetric(optimum))
+    return jnp.clip(values, 1e-12), vectors
+
+
+def _symmetric(matrix: Array) -> Array:
+    return (matrix + matrix.T) / 2
+
+
+def _power(matrix: Array, exponent: float) -> Array:
+    values, vectors = jnp.linalg.eigh(_symmetric(matrix))
+    return (vectors * jnp.clip(values, 1e-20) ** exponent) @ vectors.T

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -27,52 +27,62 @@ _count = 0
 
 
 class Executable:
-    """A compiled function. Call it with arguments of the structure and shapes that it was compiled for."""
+    """A compiled function. Call it with arguments of the structure and shapes that it was compiled for.
 
-    def __init__(self, compiled: Callable[[Any], Any], static: Any) -> None:
-        self._compiled, self._static = compiled, static
+    Attributes:
+        shape: What it returns, arrays as ``jax.ShapeDtypeStruct``.
+    """
+
+    def __init__(self, compiled: Callable[[Any], Any], out_static: Any, shape: Any) -> None:
+        self._compiled, self._out_static, self.shape = compiled, out_static, shape
 
     def __call__(self, *args: Any) -> Any:
+        """Run it; whatever is not an array is ignored, since it is compiled in."""
         dynamic, _ = eqx.partition(args, eqx.is_array)
-        out_dynamic = self._compiled(dynamic)
-        return eqx.combine(out_dynamic, self._static.value) if self._static.value is not None else out_dynamic
+        return eqx.combine(self._compiled(dynamic), self._out_static)
 
 
-class _Static:
-    value: Any = None
+type Args = tuple[Any, ...] | Callable[[list[Any]], tuple[Any, ...]]
 
 
-def compile_all(calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> tuple[list[Executable], float]:
-    """Compile several functions for given arguments; arrays are traced, all else is static.
+def compile_all(calls: Sequence[tuple[Callable[..., Any], Args]]) -> tuple[list[Executable], float]:
+    """Compile several functions for given arguments, side by side; arrays are traced, all else is static.
 
     Args:
-        calls: Pairs of a function and its arguments (arrays may be ``jax.ShapeDtypeStruct``). Functions must be module-level or hashable.
+        calls: Pairs of a function and its arguments. The function must be hashable (best defined at module level); arrays
+            may be ``jax.ShapeDtypeStruct``. Arguments that depend on what an earlier function of the list returns are
+            given as a function of the shapes returned so far.
 
     Returns:
         The executables, and the seconds that compilation took (0 when all were at hand).
     """
     global _count
     start = time.perf_counter()
-    found: dict[int, Executable] = {}
-    missing = []
+    done: list[Executable | None] = []
+    shapes: list[Any] = []
+    missing: list[tuple[int, Any, _Lowered]] = []
     with _lock:
         for index, (function, args) in enumerate(calls):
-            dynamic, static = eqx.partition(args, _is_traced)
+            dynamic, static = eqx.partition(args(shapes) if callable(args) else args, _is_traced)
             key = _key(function, dynamic, static)
-            if key in _cache:
+            kept = _cache.get(key)
+            if kept is not None:
                 _cache.move_to_end(key)
-                found[index] = _cache[key]
+                shapes.append(kept.shape)
             else:
-                missing.append((index, key, *_lower(function, dynamic, static)))
+                missing.append((index, key, _lower(function, dynamic, static)))
+                shapes.append(missing[-1][2].shape)
+            done.append(kept)
         if missing:
             with ThreadPoolExecutor(len(missing)) as pool:
-                compiled = list(pool.map(lambda job: job[2].compile(), missing))
-            for (index, key, _, out_static), program in zip(missing, compiled, strict=True):
-                found[index] = _cache[key] = Executable(program, out_static)
+                compiled = list(pool.map(lambda job: job[2].lowered.compile(), missing))
+            for (index, key, lowered), program in zip(missing, compiled, strict=True):
+                done[index] = _cache[key] = Executable(program, lowered.out_static, lowered.shape)
                 _count += 1
             while len(_cache) > _KEPT:
                 _cache.popitem(last=False)
-    return [found[i] for i in range(len(calls))], (time.perf_counter() - start if missing else 0.0)
+    executables = [executable for executable in done if executable is not None]
+    return executables, time.perf_counter() - start if missing else 0.0
 
 
 def compile_count() -> int:
@@ -107,14 +117,20 @@ def _key(function: Callable[..., Any], dynamic: Any, static: Any) -> Any:
     return function, treedef, shapes, static_def, tuple(static_leaves), jax.config.jax_enable_x64, jax.default_backend()
 
 
-def _lower(function: Callable[..., Any], dynamic: Any, static: Any) -> tuple[Any, _Static]:
-    out_static = _Static()
+class _Lowered(NamedTuple):
+    lowered: Any
+    out_static: Any
+    shape: Any
+
+
+def _lower(function: Callable[..., Any], dynamic: Any, static: Any) -> _Lowered:
+    out_static: list[Any] = []
 
     def run(dynamic: Any) -> Any:
-        out = function(*eqx.combine(dynamic, static))
-        arrays, rest = eqx.partition(out, eqx.is_array)
-        if any(leaf is not None for leaf in jax.tree.leaves(rest)):
-            out_static.value = rest
+        arrays, rest = eqx.partition(function(*eqx.combine(dynamic, static)), eqx.is_array)
+        out_static.append(rest)
         return arrays
 
-    return jax.jit(run).lower(dynamic), out_static
+    lowered = jax.jit(run).lower(dynamic)
+    arrays = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), lowered.out_info)
+    return _Lowered(lowered, out_static[-1], eqx.combine(arrays, out_static[-1]))

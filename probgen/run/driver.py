@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,34 +34,38 @@ def pieces(total: int, warmup: int, size: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(cuts))
 
 
-def drive(workers: list[Worker], steps: list[tuple[int, int]], progress: Progress) -> bool:
-    """Run every worker through all pieces.
+def drive(
+    workers: Sequence[Worker], steps: list[tuple[int, int]], progress: Progress, bars: Sequence[int] | None = None
+) -> bool:
+    """Run every worker through all pieces, side by side.
 
     Args:
-        workers: One per chain (or one for all of them).
+        workers: One per chain, or one for all of them.
         steps: The pieces, in order.
         progress: Told after each piece.
+        bars: The progress bar of each worker; bar ``i`` for worker ``i`` if ``None``.
 
     Returns:
         Whether the work was interrupted (Ctrl-C); pieces that were finished stay.
     """
     stop = threading.Event()
 
-    def run(index: int) -> None:
+    def run(worker: Worker, bar: int) -> None:
         for first, last in steps:
             if stop.is_set():
                 return
-            progress.update(index, last, workers[index](first, last))
+            progress.update(bar, last, worker(first, last))
 
+    bars = range(len(workers)) if bars is None else bars
     with progress:
         if len(workers) == 1:
             try:
-                run(0)
+                run(workers[0], bars[0])
             except KeyboardInterrupt:
                 return True
             return False
-        with ThreadPoolExecutor(min(len(workers), os.cpu_count() or 1)) as pool:
-            futures = [pool.submit(run, index) for index in range(len(workers))]
+        with ThreadPoolExecutor(max(1, min(len(workers), os.cpu_count() or 1))) as pool:
+            futures = [pool.submit(run, *job) for job in zip(workers, bars, strict=True)]
             try:
                 for future in futures:
                     future.result()

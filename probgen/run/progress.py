@@ -16,7 +16,7 @@ def show_by_default() -> bool:
 
 
 class Progress:
-    """Bars for several workers. Safe to update from threads.
+    """Bars for several workers. Safe to update from threads; as a context, the outermost one draws them.
 
     Args:
         labels: One per worker.
@@ -29,10 +29,12 @@ class Progress:
         self.labels, self.total, self.shown, self.unit = labels, total, shown, unit
         self._lock = threading.Lock()
         self._bars: Any = None
+        self._depth = 0
         self._started = time.perf_counter()
 
     def __enter__(self) -> Progress:
-        if self.shown:
+        self._depth += 1
+        if self.shown and self._depth == 1:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bars
@@ -47,12 +49,15 @@ class Progress:
             self._bars = Bars(*columns, console=Console(stderr=True))
             self._bars.start()
             self._tasks = [self._bars.add_task(label, total=self.total, note="") for label in self.labels]
-        self._started = time.perf_counter()
+        if self._depth == 1:
+            self._started = time.perf_counter()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._bars is not None:
+        self._depth -= 1
+        if self._bars is not None and self._depth == 0:
             self._bars.stop()
+            self._bars = None
 
     def update(self, worker: int, done: int, numbers: dict[str, float]) -> None:
         """Tell that a worker has finished ``done`` steps, with numbers to show beside the bar."""
