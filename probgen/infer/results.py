@@ -13,12 +13,13 @@ import numpy as np
 from probgen.infer.method import Run
 from probgen.program.density import Density
 from probgen.program.model import Model
+from probgen.program.simulate import observed_values
 from probgen.program.sites import Kind
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["dataset", "to_tree"]
+__all__ = ["constant_data", "dataset", "labelled", "observed_data", "to_tree"]
 
 
 def to_tree(model: Model, density: Density, run: Run, attrs: dict[str, Any], warmup: int = 0) -> xarray.DataTree:
@@ -36,13 +37,13 @@ def to_tree(model: Model, density: Density, run: Run, attrs: dict[str, Any], war
     stats = {name: (("chain", "draw"), value) for name, value in run.stats.items()}
     groups: dict[str, xarray.Dataset] = {}
     if warmup:
-        groups["warmup_posterior"] = _draws(model, {k: v[:, :warmup] for k, v in run.values.items()})
+        groups["warmup_posterior"] = labelled(model, {k: v[:, :warmup] for k, v in run.values.items()})
         groups["warmup_sample_stats"] = xarray.Dataset({k: (d, v[:, :warmup]) for k, (d, v) in stats.items()})
-    groups["posterior"] = _draws(model, {k: v[:, warmup:] for k, v in run.values.items()})
+    groups["posterior"] = labelled(model, {k: v[:, warmup:] for k, v in run.values.items()})
     groups["sample_stats"] = xarray.Dataset({k: (d, v[:, warmup:]) for k, (d, v) in stats.items()})
     for group, variables in run.groups.items():
         groups[group] = dataset(model, variables)
-    groups |= data_groups(model, density)
+    groups |= {"observed_data": observed_data(model), "constant_data": constant_data(model)}
     chains, draws = next(iter(run.values.values())).shape[:2] if run.values else (0, 0)
     for name in ("posterior", "sample_stats"):
         groups[name] = groups[name].assign_coords(chain=np.arange(chains), draw=np.arange(draws - warmup))
@@ -72,7 +73,8 @@ def dataset(model: Model, variables: dict[str, tuple[tuple[str, ...], np.ndarray
     return xarray.Dataset({name: (dims, np.asarray(array)) for name, (dims, array) in variables.items()}, coords=coords)
 
 
-def _draws(model: Model, values: dict[str, np.ndarray]) -> xarray.Dataset:
+def labelled(model: Model, values: dict[str, np.ndarray]) -> xarray.Dataset:
+    """A labelled Dataset of draws: arrays by site, shape ``(chains, draws, ...)``."""
     named = {site.name: site for site in model.sites}
     order = [site.name for site in model.sites if site.name in values]
     variables = {}
@@ -85,30 +87,32 @@ def _draws(model: Model, values: dict[str, np.ndarray]) -> xarray.Dataset:
     return dataset(model, variables)
 
 
-def data_groups(model: Model, density: Density) -> dict[str, xarray.Dataset]:
-    """``observed_data`` (values of observed sites) and ``constant_data`` (the other arrays among the data)."""
-    observed, sources = {}, set()
-    sites = [site for site in model.of_kind(Kind.observed)]
-    if any(site.source is None for site in sites):
-        computed = jax.jit(lambda u: density.observed(u))(np.zeros(density.dim))
+def observed_data(model: Model) -> xarray.Dataset:
+    """Values of the observed sites."""
+    variables, sites = {}, model.of_kind(Kind.observed)
+    computed = jax.jit(observed_values)(model) if any(site.source is None for site in sites) else {}
     for site in sites:
         if site.source is None:
             value = computed[site.name]
         else:
             part, name = site.source
             value = (model.leaves if part == "data" else model.given)[name]
-            sources.add(site.source)
-        observed[site.name] = (site.dims, np.asarray(value))
-    dims = dict(model.dims)
-    constant = {}
+        variables[site.name] = (site.dims, np.asarray(value))
+    return dataset(model, variables)
+
+
+def constant_data(model: Model) -> xarray.Dataset:
+    """The arrays among the data that are not observations."""
+    sources = {site.source for site in model.of_kind(Kind.observed)}
+    dims, variables = dict(model.dims), {}
     for name, value in model.leaves.items():
         if ("data", name) not in sources and hasattr(value, "shape"):
             given = dims.get(name, ())
             names = (
                 given if len(given) == np.ndim(value) else tuple(f"{name}_dim_{axis}" for axis in range(np.ndim(value)))
             )
-            constant[name] = (names, np.asarray(value))
-    return {"observed_data": dataset(model, observed), "constant_data": dataset(model, constant)}
+            variables[name] = (names, np.asarray(value))
+    return dataset(model, variables)
 
 
 def _versions() -> dict[str, str]:

@@ -1,12 +1,13 @@
 r"""Charts: how one latent site is laid out on :math:`R^n`.
 
-A sampler moves in unconstrained coordinates ``u``; the program speaks of values ``x`` in the support of their distribution. A chart is the map
-:math:`x = T(u)` with :math:`\log |\det dT/du|`. It is made from the distribution *at run time*, never stored: a support may depend on the value of
-another site, and a map remembered from another execution of the program would be silently wrong.
+A sampler moves in unconstrained coordinates ``u``; the program speaks of values ``x`` in the support of their
+distribution. A chart is the map :math:`x = T(u)` with :math:`\log |\det dT/du|`. It is made from the distribution *at
+run time*, never stored: a support may depend on the value of another site, and a map remembered from another execution
+of the program would be silently wrong.
 
-Angles are the one support that no bijection from R covers without a cut: a chain would stick to the cut. They get two coordinates,
-:math:`x = \operatorname{atan2}(u_2, u_1)`, whose radius follows a standard normal pair independent of the angle; the auxiliary density integrates
-to one, so evidence is unchanged.
+Angles are the one support that no bijection from R covers without a cut: a chain would stick to the cut. They get two
+coordinates, :math:`x = \operatorname{atan2}(u_2, u_1)`, whose radius follows a standard normal pair independent of the
+angle; the auxiliary density integrates to one, so evidence is unchanged.
 """
 
 from __future__ import annotations
@@ -34,15 +35,17 @@ class Chart:
     """The map from unconstrained coordinates to the support of one site."""
 
     def __init__(self, fn: Distribution, name: str) -> None:
-        self._circular = _base(fn.support) is constraints.circular
+        support = fn.support
+        assert support is not None
+        self._circular = _base(support) is constraints.circular
         self._event_dim = fn.event_dim
         if self._circular:
             return
         try:
-            self._bijection = biject_to(fn.support)
+            self._bijection = biject_to(support)
         except NotImplementedError as error:
             raise ModelError(
-                f"site {name!r} has the support {fn.support!r}, which no bijection maps to unconstrained coordinates. "
+                f"site {name!r} has the support {support!r}, which no bijection maps to unconstrained coordinates. "
                 f"Write it as a transform of a site that has one, or observe it."
             ) from error
 

@@ -2,10 +2,14 @@ r"""The density of a program on a flat vector of unconstrained coordinates.
 
 With values :math:`x = T(u)` of the latent sites,
 
-.. math:: \log p(u) = \underbrace{\log p(x) + \log |\det dT/du|}_{\text{log\_prior}} + \underbrace{\log p(y \mid x)}_{\text{log\_likelihood}}
+.. math::
 
-``numpyro.factor`` counts as likelihood: a factor is what the program learned, not what it assumed, and tempering treats it so. Values are always
-found by running the program (charts are made from the distributions of that very execution), so supports may depend on values.
+    \log p(u) = \underbrace{\log p(x) + \log |\det dT/du|}_{\text{log\_prior}}
+    + \underbrace{\log p(y \mid x)}_{\text{log\_likelihood}}
+
+``numpyro.factor`` counts as likelihood: a factor is what the program learned, not what it assumed, and tempering
+treats it so. Values are always found by running the program (charts are made from the distributions of that very
+execution), so supports may depend on values.
 """
 
 from __future__ import annotations
@@ -18,15 +22,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
+import numpy as np
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions.util import is_identically_one
 
 from probgen.base.errors import MethodError, ModelError
 from probgen.base.typing import Position, PRNGKey, Scalar, Values
 from probgen.program.chart import chart_of
+from probgen.program.handlers import InitialKeys
 from probgen.program.model import Model
+from probgen.program.observations import mask_of, site_log_prob
 from probgen.program.sites import Kind, Site
 
 __all__ = ["Block", "Density", "site_log_prob"]
@@ -52,17 +57,27 @@ class Density(eqx.Module):
 
     Args:
         model: The model.
+        discrete: Values at which discrete latent sites are held, by name: the density is then that of the continuous
+            sites and these values together.
 
     Raises:
-        MethodError: If the program has no latent continuous site, or sites that a density cannot treat (``param`` sites, subsampled plates).
+        MethodError: If the program draws random keys of its own (``numpyro.prng_key``): its density would be random.
     """
 
     model: Model
+    discrete: Values
+    """Values at which discrete latent sites are held."""
     blocks: tuple[Block, ...] = eqx.field(static=True)
     """Layout of the coordinates."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, discrete: Values | None = None) -> None:
+        if model.own_keys:
+            raise MethodError(
+                "the program calls numpyro.prng_key(), so its density would be random. Write what it draws as "
+                "numpyro.sample sites, or use a method that only simulates."
+            )
+        self.model = model.unlabelled()
+        self.discrete = dict(discrete or {})
         blocks, start = [], 0
         for site in model.of_kind(Kind.continuous):
             blocks.append(Block(site.name, start, site.coordinates or ()))
@@ -109,7 +124,7 @@ class Density(eqx.Module):
         """``(log_prior, log_likelihood)`` in one execution of the program."""
         prior = likelihood = jnp.zeros((), jnp.result_type(float))
         for _, kind, value in self._terms(u):
-            if kind is Kind.continuous:
+            if kind in (Kind.continuous, Kind.discrete):
                 prior = prior + jnp.sum(value)
             else:
                 likelihood = likelihood + jnp.sum(value)
@@ -122,6 +137,16 @@ class Density(eqx.Module):
             totals[name] = totals.get(name, 0.0) + jnp.sum(value)
         return totals
 
+    def trouble(self, u: Position) -> str:
+        """In words, what is not finite at ``u``: the sites whose log probability is, else those whose gradient is."""
+        terms, slopes = jax.jit(lambda density, u: (density.breakdown(u), jax.jacrev(density.breakdown)(u)))(self, u)
+        for what, values in (("log density", terms), ("gradient of the log density", slopes)):
+            guilty = {name: np.asarray(value)[~np.isfinite(value)] for name, value in values.items()}
+            named = [f"{name} ({bad.flat[0]:g})" for name, bad in guilty.items() if bad.size]
+            if named:
+                return f"the {what} is not finite at: {', '.join(named)}"
+        return "the log density is finite at the last point tried"
+
     def pointwise_log_likelihood(self, u: Position) -> Values:
         """Log likelihood of each observation, by observed site; factors have none."""
         return {
@@ -130,25 +155,51 @@ class Density(eqx.Module):
             if kind is Kind.observed and name in self._observed_names
         }
 
-    def constrain(self, u: Position) -> Values:
-        """Values of latent and deterministic sites at ``u``, by running the program."""
-        sites = self._run(u)
+    @property
+    def recovers(self) -> bool:
+        """Whether discrete sites were summed out, so that ``recover`` has something to draw."""
+        return False
+
+    def recover(self, key: PRNGKey, u: Position) -> Values:
+        """Discrete sites that were summed out, drawn from their distribution given ``u`` and the data."""
+        return {}
+
+    def values(self, key: PRNGKey, u: Position) -> Values:
+        """What a result reports at ``u``: as ``constrain``, with the discrete sites that were summed out drawn back."""
+        return self.constrain(u, self.recover(key, u))
+
+    def constrain(self, u: Position, discrete: Values | None = None) -> Values:
+        """Values of latent and deterministic sites at ``u``, by running the program.
+
+        Args:
+            u: Unconstrained coordinates, shape ``(dim,)``.
+            discrete: Values of discrete latent sites, from ``recover`` or from a method that samples them.
+        """
+        sites = self._run(u, discrete)
         keep = {site.name for site in self.model.sites if _reported(site)}
         return {name: site["value"] for name, site in sites.items() if name in keep}
 
     def observed(self, u: Position) -> Values:
         """Values of the observed sites (they do not depend on ``u``, which only lets the program run)."""
-        return {name: site["value"] for name, site in self._run(u).items() if name in self._observed_names}
+        sites = self._run(u, self._anything())
+        return {name: site["value"] for name, site in sites.items() if name in self._observed_names}
 
     def unconstrain(self, values: Values) -> Position:
         """Coordinates of given values of every latent site (inverse of ``constrain``)."""
         missing = [block.name for block in self.blocks if block.name not in values]
         if missing:
             raise ModelError(f"values lack the site {missing[0]!r}. Give a value for every latent site.")
-        data = {block.name: jnp.asarray(values[block.name]) for block in self.blocks}
+        data = {**self.discrete, **{block.name: jnp.asarray(values[block.name]) for block in self.blocks}}
         with handlers.block():
-            sites = handlers.trace(handlers.substitute(self.model.bind(), data=data)).get_trace()
+            sites = handlers.trace(handlers.substitute(InitialKeys(self.model.bind()), data=data)).get_trace()
         return self._flat(sites)
+
+    def draw_discrete(self, key: PRNGKey, u: Position) -> Values:
+        """Discrete latent sites, drawn by the program with its continuous sites at ``u``; the data play no part."""
+        with handlers.block():
+            program = handlers.seed(Density(self.model).substituted(u), key)
+            sites = handlers.trace(program).get_trace()
+        return {site.name: sites[site.name]["value"] for site in self.model.of_kind(Kind.discrete)}
 
     def draw_prior(self, key: PRNGKey) -> Position:
         """Coordinates of one draw from the prior.
@@ -166,33 +217,48 @@ class Density(eqx.Module):
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
+    def _anything(self) -> Values:
+        """Some value of the right shape for every discrete site, for what does not depend on them."""
+        return {s.name: jnp.zeros(s.shape, s.dtype) for s in self.model.of_kind(Kind.discrete)}
+
     @property
     def _observed_names(self) -> set[str]:
         return {site.name for site in self.model.of_kind(Kind.observed)}
 
     def split(self, u: Position) -> Values:
         """Cut the flat vector into one array per latent site, still unconstrained."""
+        u = jnp.asarray(u)
         return {b.name: u[b.start : b.start + b.size].reshape(b.shape) for b in self.blocks}
 
     def _flat(self, sites: dict[str, Any]) -> Position:
         parts = [chart_of(sites[b.name]["fn"], b.name).inverse(sites[b.name]["value"]).reshape(-1) for b in self.blocks]
         return jnp.concatenate(parts).astype(float) if parts else jnp.zeros((0,))
 
-    def substituted(self, u: Position) -> Callable[[], Any]:
-        """The program with its latent sites at the values of ``u``."""
-        blocks = self.split(u)
+    def substituted(self, u: Position, discrete: Values | None = None) -> Callable[[], Any]:
+        """The program with its latent sites at the values of ``u`` and of ``discrete``."""
+        blocks, held = self.split(u), {**self.discrete, **(discrete or {})}
 
         def value(site: dict[str, Any]) -> Array | None:
-            if site["type"] != "sample" or site["name"] not in blocks:
+            if site["type"] != "sample" or site["is_observed"]:
                 return None
-            here = blocks[site["name"]]
+            name = site["name"]
+            if name not in blocks and name not in held:
+                return None
+            here = held[name] if name in held else blocks[name]
             step = site["infer"].get("_scan_current_index")
-            return chart_of(site["fn"], site["name"]).forward(here if step is None else here[step])
+            if step is not None:
+                here = here[step]
+            if name in held:
+                return here
+            x = chart_of(site["fn"], name).forward(here)
+            # Where discrete sites are enumerated, a distribution inside scan may have more axes to the left.
+            more = 0 if step is None else len(site["fn"].shape()) - jnp.ndim(x)
+            return x.reshape((1,) * more + x.shape) if more > 0 else x
 
-        return handlers.substitute(self.model.bind(), substitute_fn=value)
+        return handlers.substitute(InitialKeys(self.model.bind()), substitute_fn=value)
 
-    def _run(self, u: Position) -> dict[str, Any]:
-        return handlers.trace(self.substituted(u)).get_trace()
+    def _run(self, u: Position, discrete: Values | None = None) -> dict[str, Any]:
+        return handlers.trace(self.substituted(u, discrete)).get_trace()
 
     def _terms(self, u: Position) -> list[tuple[str, Kind, Array]]:
         blocks = self.split(u)
@@ -200,36 +266,23 @@ class Density(eqx.Module):
         for name, site in self._run(u).items():
             if site["type"] != "sample":
                 continue
-            log_prob = site_log_prob(site)
-            if site["is_observed"]:
-                terms.append((name, Kind.observed, log_prob))
-                continue
-            log_det = chart_of(site["fn"], name).log_det(blocks[name], site["value"])
-            if self.model.sites[name].auxiliary:
-                # Entries that were observed take no part in the model; a standard normal keeps their coordinates proper.
-                spare = jax.scipy.stats.norm.logpdf(blocks[name])
-                spare = spare.reshape(*jnp.shape(log_prob), -1).sum(-1)
-                mask = jnp.broadcast_to(_mask_of(site["fn"]), jnp.shape(log_prob))
-                terms.append((name, Kind.continuous, jnp.where(mask, log_prob + log_det, spare)))
+            kind = Kind.observed if site["is_observed"] else self.model.sites[name].kind
+            if kind is Kind.continuous:
+                terms += [(name, kind, term) for term in self.latent_terms(site, name, blocks[name])]
             else:
-                terms += [(name, Kind.continuous, log_prob), (name, Kind.continuous, log_det)]
+                terms.append((name, kind, site_log_prob(site)))
         return terms
 
-
-def site_log_prob(site: dict[str, Any]) -> Array:
-    """Log probability of a traced sample site, one number per independent draw, with its scale."""
-    intermediates = site["intermediates"]
-    log_prob = (
-        site["fn"].log_prob(site["value"], intermediates) if intermediates else site["fn"].log_prob(site["value"])
-    )
-    scale = site["scale"]
-    return log_prob if scale is None or is_identically_one(scale) else scale * log_prob
-
-
-def _mask_of(fn: dist.Distribution) -> Array:
-    while not isinstance(fn, dist.MaskedDistribution):
-        fn = fn.base_dist
-    return jnp.asarray(fn._mask)
+    def latent_terms(self, site: dict[str, Any], name: str, u: Array) -> tuple[Array, ...]:
+        """Log probability and log Jacobian of a traced continuous site whose coordinates are ``u``."""
+        log_prob = site_log_prob(site)
+        log_det = chart_of(site["fn"], name).log_det(u, site["value"])
+        if not self.model.sites[name].auxiliary:
+            return log_prob, log_det
+        # Entries that were observed take no part in the model; a standard normal keeps their coordinates proper.
+        batch = jnp.shape(site["value"])[: jnp.ndim(site["value"]) - site["fn"].event_dim]
+        spare = jax.scipy.stats.norm.logpdf(u).reshape(*batch, -1).sum(-1)
+        return (jnp.where(mask_of(site["fn"]), log_prob + log_det, spare),)
 
 
 def _reported(site: Site) -> bool:

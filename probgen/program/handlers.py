@@ -1,7 +1,7 @@
 """Effect handlers that reach every site of a program, also those inside ``scan`` and ``cond``.
 
-NumPyro runs the body of a control-flow primitive behind a block handler, where outer handlers do not reach; only values to
-substitute are passed on. The handlers here wrap the body itself.
+NumPyro runs the body of a control-flow primitive behind a block handler, where outer handlers do not reach; only
+values to substitute are passed on. The handlers here wrap the body itself.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpyro
 from jax import Array
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.contrib.control_flow.scan import scan_wrapper
+from numpyro.distributions import Distribution, ExpandedDistribution, Independent, MaskedDistribution, Unit
 from numpyro.primitives import Messenger
 
 from probgen.base.errors import ModelError
 
-__all__ = ["Intervene", "Unobserve", "Watch", "natural_name"]
+__all__ = ["InitialKeys", "Intervene", "Unobserve", "Watch", "base_of", "natural_name"]
 
 type Message = dict[str, Any]
 
@@ -27,6 +28,13 @@ type Message = dict[str, Any]
 def natural_name(name: str) -> str:
     """Name of the value that a site would have had, kept beside an intervention that depends on it."""
     return f"{name}_natural"
+
+
+def base_of(fn: Distribution) -> Distribution:
+    """The distribution below masks, expansion and reinterpreted dimensions."""
+    while isinstance(fn, MaskedDistribution | Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 class _Reaching(Messenger):
@@ -83,8 +91,8 @@ class Intervene(_Reaching):
 
     Args:
         program: A callable without arguments.
-        values: By site name, an array with the shape of the site (scan sites: with the leading time axis, or of one step),
-            or a function of the value that the site would have had.
+        values: By site name, an array with the shape of the site (scan sites: with the leading time axis, or of one
+            step), or a function of the value that the site would have had.
     """
 
     def __init__(self, program: Callable[[], Any], values: Mapping[str, Any]) -> None:
@@ -94,7 +102,8 @@ class Intervene(_Reaching):
     def act(self, msg: Message, step: Array | None, length: int | None) -> None:
         if msg["type"] not in ("sample", "deterministic") or msg.get("name") not in self.values:
             return
-        name, new = msg["name"], self.values[msg["name"]]
+        name: str = msg["name"]
+        new: Any = self.values[name]
         if callable(new):
             new = new(self._natural(msg))
             shape = jnp.shape(new)
@@ -118,14 +127,14 @@ class Intervene(_Reaching):
         if msg["type"] == "deterministic":
             return msg["value"]
         obs = msg["value"] if msg["is_observed"] else None
-        return numpyro.sample(natural_name(msg["name"]), msg["fn"], obs=obs, infer=msg["infer"])
+        return jnp.asarray(numpyro.sample(natural_name(msg["name"]), msg["fn"], obs=obs, infer=msg["infer"]))
 
 
 class Unobserve(_Reaching):
     """Forget the values of observed sites, so that they are drawn from their distributions."""
 
     def act(self, msg: Message, step: Array | None, length: int | None) -> None:
-        if msg["type"] != "sample" or not msg["is_observed"] or isinstance(msg["fn"], numpyro.distributions.Unit):
+        if msg["type"] != "sample" or not msg["is_observed"] or isinstance(base_of(msg["fn"]), Unit):
             return
         msg["is_observed"], msg["value"] = False, None
         msg["infer"] = {**msg["infer"], "was_observed": True}
@@ -134,35 +143,92 @@ class Unobserve(_Reaching):
 
 
 class Watch(_Reaching):
-    """Remember which sites ran, in order: for messages that say where a program failed."""
+    """Remember which sites ran, in order, and what else a program asked for.
+
+    Attributes:
+        seen: Names of the sites so far, for messages that say where a program failed.
+        plates: Full size of each plate, by name.
+        params: Shapes of the arrays of each ``param`` site, by name.
+        own_keys: Whether the program draws random keys of its own (the initial value of a ``param`` may).
+    """
 
     def __init__(self, program: Callable[[], Any]) -> None:
         super().__init__(program)
         self.seen: list[str] = []
         self.repeated: set[str] = set()
+        self.plates: dict[str, int] = {}
+        self.params: dict[str, list[tuple[int, ...]]] = {}
+        self.own_keys = False
+        self._initialising = False
 
     def inside(self, step: Array | None, length: int | None) -> Messenger:
         # JAX may trace a loop body, or two branches, more than once; NumPyro itself checks the names within one.
-        return _Repeated(self)
+        return _Repeated(self, step is not None)
 
     def act(self, msg: Message, step: Array | None, length: int | None) -> None:
-        if msg["type"] not in ("sample", "deterministic", "param"):
+        self.note(msg)
+        if msg["type"] not in ("sample", "deterministic"):
             return
         if msg["name"] in self.seen:
             raise ModelError(
-                f"site {msg['name']!r} occurs twice in one execution of the program. Give every sample and deterministic "
-                f"statement its own name."
+                f"site {msg['name']!r} occurs twice in one execution of the program. Give every sample and "
+                f"deterministic statement its own name."
             )
+        if msg["name"] in self.plates:
+            raise _one_name(msg["name"])
         self.seen.append(msg["name"])
+
+    def note(self, msg: Message) -> None:
+        """Remember plates, and random keys of the program's own."""
+        kind = msg["type"]
+        if kind == "prng_key" and msg["kwargs"].get("rng_key") is None and not self._initialising:
+            self.own_keys = True
+        self._initialising = kind == "param"
+        if kind == "plate":
+            name, size = msg["name"], msg["args"][0]
+            if name in self.seen:
+                raise _one_name(name)
+            if self.plates.setdefault(name, size) != size:
+                raise ModelError(
+                    f"plate {name!r} occurs with size {self.plates[name]} and with size {size}. "
+                    f"Give plates of different size different names."
+                )
+
+    def postprocess_message(self, msg: Message) -> None:
+        if msg["type"] == "param":
+            self.params[msg["name"]] = [tuple(jnp.shape(part)) for part in jax.tree.leaves(msg["value"])]
+
+
+def _one_name(name: str) -> ModelError:
+    return ModelError(f"{name!r} names a site and a plate. Rename one of them.")
 
 
 class _Repeated(Messenger):
-    def __init__(self, outer: Watch) -> None:
+    def __init__(self, outer: Watch, scanned: bool) -> None:
         super().__init__(None)
-        self.outer = outer
+        self.outer, self.scanned, self.nested = outer, scanned, False
 
     def process_message(self, msg: Message) -> None:
-        if msg["type"] in ("sample", "deterministic") and msg["name"] not in self.outer.repeated:
+        if msg["type"] == "control_flow":
+            self.nested = self.scanned and msg["fn"] is scan_wrapper
+            return
+        self.outer.note(msg)
+        if msg["type"] not in ("sample", "deterministic"):
+            return
+        if self.nested and msg.get("_control_flow_done", False) and msg["type"] == "sample" and not msg["is_observed"]:
+            raise ModelError(
+                f"site {msg['name']!r} stands in a scan inside a scan, where NumPyro cannot give a site its value. "
+                f"Draw all of its values before the outer scan, and pass them as xs."
+            )
+        if msg["name"] not in self.outer.repeated:
             if msg["name"] not in self.outer.seen:
                 self.outer.seen.append(msg["name"])
             self.outer.repeated.add(msg["name"])
+
+
+class InitialKeys(Messenger):
+    """Answer requests for random keys with a fixed key: for the initial values of ``param`` sites, and nothing else."""
+
+    def process_message(self, msg: Message) -> None:
+        if msg["type"] == "prng_key" and msg["kwargs"].get("rng_key") is None:
+            msg["kwargs"]["rng_key"] = jax.random.key(0)

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro import handlers
+from numpyro.distributions.distribution import validation_enabled
 
 from probgen.base.errors import DataError, ModelError, suggestion
 from probgen.base.typing import Program
-from probgen.program.handlers import Intervene
-from probgen.program.sites import Kind, Site, discover
+from probgen.program.handlers import Intervene, natural_name
+from probgen.program.sites import RESERVED, Kind, Site, discover
 
 if TYPE_CHECKING:
     import networkx
@@ -47,22 +48,26 @@ class SiteTable(tuple[Site, ...]):
 class Model(eqx.Module):
     """A NumPyro program, its data, and the labels of its axes.
 
-    The program is static; arrays among the data are pytree leaves. Whatever is compiled for one data set therefore serves every
-    other of the same shapes. The program is traced once, abstractly, when the model is made, and mistakes are reported then.
+    The program is static; arrays among the data are pytree leaves. Whatever is compiled for one data set therefore
+    serves every other of the same shapes. The program is traced once, abstractly, when the model is made, and mistakes
+    are reported then.
 
     Args:
-        program: A function that calls ``numpyro.sample`` and the other primitives. Its arguments are filled from ``data``.
-        data: Values by argument name. Arrays, lists of numbers and floats are traced; Python ints, bools, strings and ``None`` are
-            static (sizes and switches), and a new value of one compiles anew.
-        coords: Labels by dimension. Dimensions are named after plates; the time axis of a ``scan`` is ``time``; event axes are
-            named by ``infer={"event_dims": [...]}`` at the site; others are ``SITE_dim_0`` and so on.
+        program: A function that calls ``numpyro.sample`` and the other primitives. Its arguments are filled from
+            ``data``.
+        data: Values by argument name. Arrays, lists of numbers and floats are traced; Python ints, bools, strings and
+            ``None`` are static (sizes and switches), and a new value of one compiles anew.
+        coords: Labels by dimension. Dimensions are named after plates; the time axis of a ``scan`` is ``time``; event
+            axes are named by ``infer={"event_dims": [...]}`` at the site; others are ``SITE_dim_0`` and so on.
         dims: Dimension names by site, where neither plates nor ``event_dims`` give them (deterministic sites, say).
         given: Values of further observed sites; ``condition`` fills it.
         world: Interventions by site; ``do`` fills it.
 
     Raises:
-        ModelError: If the program cannot be read (duplicate site, control flow on values, an exception in the program ...).
-        DataError: If the data do not fit (a missing or unknown argument, NaN, outside the support, a wrong shape or length).
+        ModelError: If the program cannot be read (duplicate site, control flow on values, an exception in the program
+            ...).
+        DataError: If the data do not fit (a missing or unknown argument, NaN, outside the support, a wrong shape or
+            length).
     """
 
     program: Program = eqx.field(static=True)
@@ -80,6 +85,8 @@ class Model(eqx.Module):
     dims: tuple[tuple[str, tuple[str, ...]], ...] = eqx.field(static=True)
     sites: SiteTable = eqx.field(static=True)
     """Every site, in the order of execution."""
+    own_keys: bool = eqx.field(static=True)
+    """Whether the program draws random keys of its own (``numpyro.prng_key``); such a program can only be simulated."""
 
     def __init__(
         self,
@@ -99,7 +106,7 @@ class Model(eqx.Module):
         self.given = dict(given or {})
         self.world = {name: new for name, new in world.items() if not callable(new)}
         self.mechanisms = tuple((name, new) for name, new in world.items() if callable(new))
-        self.coords = tuple((str(k), tuple(np.asarray(v).tolist())) for k, v in (coords or {}).items())
+        self.coords = tuple((str(name), _labels(name, values)) for name, values in (coords or {}).items())
         self.dims = tuple((k, tuple(v)) for k, v in (dims or {}).items())
         try:
             hash((program, self.settings, self.mechanisms))
@@ -107,14 +114,22 @@ class Model(eqx.Module):
             raise ModelError(f"the program and its settings must be hashable: {error}. Pass arrays as data.") from error
         values = {("data", k): v for k, v in self.leaves.items()}
         values |= {("given", k): v for k, v in self.given.items()} | {("world", k): v for k, v in self.world.items()}
-        self.sites = SiteTable(_renamed(discover(self._rebound, values), self.dims))
+        sites, self.own_keys = discover(program, self._rebound, values)
+        self.sites = SiteTable(_renamed(sites, self.dims))
         self._check_labels()
 
     # -- running -----------------------------------------------------------------------------------------------------
 
     def bind(self) -> Callable[[], Any]:
         """The program as a function without arguments: data filled in, conditions and interventions applied."""
-        return self._bind(self.leaves, self.given, self.world)
+        bound = self._bind(self.leaves, self.given, self.world)
+
+        def program() -> Any:
+            # The numbers were judged when the model was made; at every other run NumPyro's checks would only cost time.
+            with validation_enabled(False):
+                return bound()
+
+        return program
 
     def _bind(self, leaves: Mapping[str, Any], given: Mapping[str, Any], world: Mapping[str, Any]) -> Callable[[], Any]:
         def program() -> Any:
@@ -150,16 +165,22 @@ class Model(eqx.Module):
                 raise ModelError(
                     f"site {name!r} is {site.kind.value} and cannot be conditioned on. Condition on a sample site."
                 )
-            array = jnp.asarray(value)
-            given[name] = jnp.broadcast_to(array, site.shape) if array.ndim == 0 else array
+            array = _arrays(f"condition({name}=...)", value)
+            if array.shape not in ((), site.shape):
+                raise DataError(
+                    f"condition({name}=...) has shape {array.shape}, but the site has shape {site.shape}. "
+                    f"Give a scalar or an array of that shape."
+                )
+            given[name] = jnp.broadcast_to(array, site.shape)
         return self._changed(given={**self.given, **given})
 
     def do(self, **values: Any) -> Model:
         """Intervene: set sites to values, whatever would have caused them.
 
         Args:
-            values: By site name (sample or deterministic, also inside ``scan``): an array of the shape of the site, a scalar, or a
-                function of the value that the site would have had. That value stays in the model as ``SITE_natural``.
+            values: By site name (sample or deterministic, also inside ``scan``): an array of the shape of the site, a
+                scalar, or a function of the value that the site would have had. That value stays in the model as
+                ``SITE_natural``.
 
         Raises:
             ModelError: If a name is not a site, or a shape does not fit.
@@ -168,10 +189,14 @@ class Model(eqx.Module):
             site = self.sites[name]
             if site.kind not in (Kind.continuous, Kind.discrete, Kind.observed, Kind.deterministic):
                 raise ModelError(
-                    f"site {name!r} is {site.kind.value} and cannot be set. Intervene on a sample or deterministic site."
+                    f"site {name!r} is {site.kind.value} and cannot be set. Intervene on a sample or deterministic "
+                    f"site."
                 )
-        new = {name: value if callable(value) else jnp.asarray(value) for name, value in values.items()}
-        return self._changed(world={**self.world, **dict(self.mechanisms), **new})
+        new = {name: value if callable(value) else _arrays(f"do({name}=...)", value) for name, value in values.items()}
+        # What was known of a site that is set is known of the value that it would have had, if anything uses that.
+        given = {name: value for name, value in self.given.items() if name not in new}
+        given |= {natural_name(n): self.given[n] for n, value in new.items() if callable(value) and n in self.given}
+        return self._changed(world={**self.world, **dict(self.mechanisms), **new}, given=given)
 
     def with_data(self, **data: Any) -> Model:
         """Replace arguments of the program; the others stay. ``None`` takes an argument's value away.
@@ -194,6 +219,13 @@ class Model(eqx.Module):
             "world": {**self.world, **dict(self.mechanisms)},
         }
         return Model(self.program, **{**fields, **changes})
+
+    def unlabelled(self) -> Model:
+        """The same model without coords: labels are no part of what is compiled."""
+        bare = object.__new__(Model)
+        for field in dataclasses.fields(self):
+            object.__setattr__(bare, field.name, () if field.name == "coords" else getattr(self, field.name))
+        return bare
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -223,18 +255,48 @@ class Model(eqx.Module):
         return f"Model({name})\n{self.sites!r}"
 
     def _check_labels(self) -> None:
-        sizes: dict[str, int] = {}
+        sizes: dict[str, tuple[int, str]] = {}
         for site in self.sites:
-            for dim, size in zip(site.dims, site.shape, strict=False):
-                sizes.setdefault(dim, size)
-            sizes.update({plate.name: plate.size for plate in site.plates})
-        for dim, labels in self.coords:
-            if dim not in sizes:
-                raise DataError(f"coords names the dimension {dim!r}, which no site has. {suggestion(dim, sizes)}")
-            if len(labels) != sizes[dim]:
-                raise DataError(
-                    f"coords[{dim!r}] has {len(labels)} labels, but the dimension has length {sizes[dim]}. Give one label per entry."
+            if site.name in RESERVED:
+                raise ModelError(
+                    f"a site is called {site.name!r}, which names an axis of the results. Rename the site."
                 )
+            for dim, size in zip(site.dims, site.shape, strict=False):
+                known, first = sizes.setdefault(dim, (size, site.name))
+                if dim in RESERVED:
+                    raise ModelError(
+                        f"site {site.name!r} has a dimension {dim!r}, which names an axis of the results. Rename it."
+                    )
+                if site.dims.count(dim) > 1:
+                    raise ModelError(f"site {site.name!r} has two axes called {dim!r}. Give every axis its own name.")
+                if known != size:
+                    raise ModelError(
+                        f"dimension {dim!r} has length {known} at site {first!r} and {size} at site {site.name!r}. "
+                        f"Give them different names."
+                    )
+        for site in self.sites:
+            if site.name in sizes:
+                raise ModelError(
+                    f"{site.name!r} names a site and a dimension (of site {sizes[site.name][1]!r}). Rename the site, "
+                    f"the plate or the axis."
+                )
+        lengths = {dim: size for dim, (size, _) in sizes.items()}
+        lengths.update({plate.name: plate.size for site in self.sites for plate in site.plates})
+        for dim, labels in self.coords:
+            if dim not in lengths:
+                raise DataError(f"coords names the dimension {dim!r}, which no site has. {suggestion(dim, lengths)}")
+            if len(labels) != lengths[dim]:
+                raise DataError(
+                    f"coords[{dim!r}] has {len(labels)} labels, but the dimension has length {lengths[dim]}. Give "
+                    f"one label per entry."
+                )
+
+
+def _labels(name: str, values: Any) -> tuple[Any, ...]:
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise DataError(f"coords[{name!r}] must be a list of labels, got {values!r}. Give one label per entry.")
+    return tuple(array.tolist())
 
 
 def _renamed(sites: tuple[Site, ...], dims: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[Site, ...]:
@@ -245,7 +307,8 @@ def _renamed(sites: tuple[Site, ...], dims: tuple[tuple[str, tuple[str, ...]], .
             raise DataError(f"dims names the site {name!r}, which the program does not have. {suggestion(name, known)}")
         if len(new) != len(known[name].shape):
             raise DataError(
-                f"dims[{name!r}] has {len(new)} names, but the site has shape {known[name].shape}. Give one name per axis."
+                f"dims[{name!r}] has {len(new)} names, but the site has shape {known[name].shape}. Give one name per "
+                f"axis."
             )
     return tuple(dataclasses.replace(s, dims=names[s.name]) if s.name in names else s for s in sites)
 
@@ -270,29 +333,32 @@ def _split(program: Program, data: dict[str, Any]) -> tuple[dict[str, Any], tupl
         missing = [name for name in required if name not in data]
         if missing:
             raise DataError(
-                f"the program needs the argument {missing[0]!r}, which data does not have. Pass data={{{missing[0]!r}: ...}}."
+                f"the program needs the argument {missing[0]!r}, which data does not have. Pass "
+                f"data={{{missing[0]!r}: ...}}."
             )
     leaves, settings = {}, {}
     for name, value in data.items():
         if value is None or (isinstance(value, bool | str | numbers.Integral) and not isinstance(value, np.generic)):
             settings[name] = value
         else:
-            leaves[name] = _arrays(name, value)
+            leaves[name] = _arrays(f"data {name!r}", value)
     return leaves, tuple(sorted(settings.items()))
 
 
-def _arrays(name: str, value: Any) -> Any:
+def _arrays(label: str, value: Any) -> Any:
     """Arrays of a pytree of numbers; a pandas column, an xarray variable or a list will do."""
     if isinstance(value, dict):
-        return {key: _arrays(f"{name}[{key!r}]", item) for key, item in value.items()}
+        return {key: _arrays(f"{label}[{key!r}]", item) for key, item in value.items()}
     if isinstance(value, jax.Array):
         return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise DataError(
+            f"{label} is a masked array, whose mask would be lost. Pass the numbers and the mask as two arguments."
+        )
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise DataError(f"data {name!r} is ragged: {error}. Give an array, or pad it and pass the lengths.") from error
+        raise DataError(f"{label} is ragged: {error}. Give an array, or pad it and pass the lengths.") from error
     if array.dtype.kind not in "biufc":
-        raise DataError(
-            f"data {name!r} has dtype {array.dtype}, expected numbers. Encode categories as integers from 0."
-        )
-    return jnp.asarray(array)
+        raise DataError(f"{label} has dtype {array.dtype}, expected numbers. Encode categories as integers from 0.")
+    return jnp.array(array)  # a copy: whoever changes the array in place must not change the model

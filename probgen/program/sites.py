@@ -1,32 +1,33 @@
 """What one execution of a program tells about its sites: the table behind ``model.sites``.
 
-The program runs once, abstractly (``jax.eval_shape``): nothing is compiled and no number is computed. What stays is plain, hashable
-data; distributions and bijections are asked again at every run, since they may depend on the values of other sites.
+The program runs once, abstractly (``jax.eval_shape``): nothing is compiled and no number is computed. What stays is
+plain, hashable data; distributions and bijections are asked again at every run, since they may depend on the values of
+other sites.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
-import io
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import constraints
 
-from probgen.base.errors import DataError, ModelError, ProbgenError, ProbgenWarning
+from probgen.base.errors import DataError, ModelError
 from probgen.program.chart import chart_of
-from probgen.program.handlers import Watch
+from probgen.program.handlers import Watch, base_of
+from probgen.program.observations import Leaves, Origin, Suspect, described, outside, raise_if_wrong, site_log_prob
+from probgen.program.tracing import check_repeatable, explained, makes_generators, pure
 
-__all__ = ["Kind", "Plate", "Site", "discover", "explained"]
+__all__ = ["Kind", "Plate", "Site", "discover", "start_value"]
+
+RESERVED = ("chain", "draw")
 
 
 class Kind(enum.Enum):
@@ -84,7 +85,7 @@ class Site:
     proper: bool = True
     finite: bool = False
     auxiliary: bool = False
-    source: tuple[str, str] | None = None
+    source: Origin | None = None
 
     @property
     def latent(self) -> bool:
@@ -92,101 +93,67 @@ class Site:
         return self.kind in (Kind.continuous, Kind.discrete)
 
 
-@contextlib.contextmanager
-def explained(watch: Watch, arguments: Sequence[str]) -> Iterator[None]:
-    """Turn what a program raises while it is traced into a ``ModelError`` that says where."""
-
-    def where() -> str:
-        return f"after site {watch.seen[-1]!r}" if watch.seen else "before its first site"
-
-    try:
-        yield
-    except ProbgenError:
-        raise
-    except (jax.errors.TracerBoolConversionError, jax.errors.ConcretizationTypeError) as error:
-        raise ModelError(
-            f"the program branches on, or counts with, a value that is only known while it runs ({where()}): "
-            f"{str(error).splitlines()[0]} Use numpyro.contrib.control_flow.cond or jnp.where for values of sites and arrays; "
-            f"sizes and switches must be Python ints, bools or strings in data."
-        ) from error
-    except AssertionError as error:
-        if "unique names" in str(error):
-            raise ModelError(
-                f"a site occurs twice in one execution of the program ({error}). Give every site its own name."
-            ) from error
-        raise ModelError(f"the program failed an assertion {where()}: {error}. Correct the program.") from error
-    except Exception as error:
-        raise ModelError(
-            f"the program raised {type(error).__name__} {where()}: {error}. Correct the program or its arguments "
-            f"({', '.join(arguments) or 'none'})."
-        ) from error
-
-
-@contextlib.contextmanager
-def _pure() -> Iterator[None]:
-    """Warn about effects that happen once, while tracing, and not once per draw."""
-    stream, before = io.StringIO(), np.random.get_state()[1:3]  # noqa: NPY002
-    with contextlib.redirect_stdout(stream):
-        yield
-    after = np.random.get_state()[1:3]  # noqa: NPY002
-    if before[1] != after[1] or not np.array_equal(before[0], after[0]):
-        raise ModelError(
-            "the program draws from numpy.random, which JAX would run once and freeze. "
-            "Use numpyro.sample, or pass the numbers as data."
-        )
-    if stream.getvalue():
-        warnings.warn(
-            f"the program prints ({stream.getvalue().strip()[:60]!r}); this happens while tracing only. "
-            f"Use jax.debug.print to print values of a run.",
-            ProbgenWarning,
-            stacklevel=2,
-        )
-
-
 def discover(
-    bound: Callable[[Mapping[tuple[str, str], Any]], Callable[[], Any]], leaves: Mapping[tuple[str, str], Any]
-) -> tuple[Site, ...]:
+    program: Callable[..., Any], bound: Callable[[Leaves], Callable[[], Any]], leaves: Leaves
+) -> tuple[tuple[Site, ...], bool]:
     """Run the program once, abstractly, and describe its sites.
 
     Args:
+        program: The program itself; only its code is looked at.
         bound: Makes the argument-free program from array values.
         leaves: The arrays, by where they come from (``data``, ``given``, ``world``) and name.
 
+    Returns:
+        The sites, and whether the program asks for random keys of its own (``numpyro.prng_key``).
+
     Raises:
         ModelError: If the program cannot be traced, or a site breaks a rule.
-        DataError: If an observation does not have the shape of its site or lies outside its support.
+        DataError: If an observation does not have the shape of its site or lies outside its support, or if a NaN or
+            infinite argument makes a log probability NaN or infinite.
     """
     sites: list[Site] = []
+    suspects: dict[str, Suspect] = {}
+    watch = Watch(lambda: None)
 
-    def run(leaves: Mapping[tuple[str, str], Any], key: Array) -> None:
-        owner = {id(leaf): where for where, leaf in leaves.items()}
+    def execute(leaves: Leaves, key: Array) -> dict[str, Any]:
+        nonlocal watch
         watch = Watch(bound(leaves))
         with explained(watch, [name for _, name in leaves]):
-            traced = handlers.trace(handlers.seed(handlers.substitute(watch, substitute_fn=_start), key)).get_trace()
-        times = _TimeDims()
-        sizes = {s["name"]: s["args"][0] for s in traced.values() if s["type"] == "plate"}
+            return handlers.trace(handlers.seed(handlers.substitute(watch, substitute_fn=start_value), key)).get_trace()
+
+    def log_probs(leaves: Leaves, key: Array) -> dict[str, Array]:
+        return {n: site_log_prob(s) for n, s in execute(leaves, key).items() if s["type"] == "sample"}
+
+    def run(leaves_now: Leaves, key: Array) -> None:
+        origin = {id(leaf): where for where, leaf in leaves_now.items()}
+        traced = execute(leaves_now, key)
+        times = _TimeDims(watch.plates)
         sites.clear()
         for site in traced.values():
-            if site["type"] in ("sample", "deterministic", "param"):
-                described = _describe(site, times, sizes)
-                if described.kind is Kind.observed:
-                    source = owner.get(id(site["value"]))
-                    described = dataclasses.replace(described, source=source)
-                    _check_observed(site, described, source, concrete)
-                sites.append(described)
-            elif site["type"] == "mutable":
+            if site["type"] == "mutable":
                 raise ModelError(
                     f"site {site['name']!r} is mutable state, which would stay frozen at its first value. "
                     f"Use a network without running statistics."
                 )
+            if site["type"] not in ("sample", "deterministic", "param"):
+                continue
+            source = origin.get(id(site["value"])) if site.get("is_observed") else None
+            sites.append(_describe(site, source, times, watch.plates))
+            if sites[-1].kind is Kind.observed:
+                wrong = outside(site, leaves[source] if source else site["value"], origin, leaves)
+                if wrong is not None:
+                    suspects[site["name"]] = (source, wrong)
 
-    concrete = leaves
-    with _pure():
-        jax.eval_shape(run, dict(leaves), jax.random.key(0))
-    return tuple(_without_scaffolding(sites))
+    key = jax.random.key(0)
+    with pure(program):
+        jax.eval_shape(run, dict(leaves), key)
+    if makes_generators(program):
+        check_repeatable(log_probs, dict(leaves), key)
+    raise_if_wrong(lambda leaves: execute(leaves, key), leaves, suspects)
+    return tuple(_without_scaffolding(_without_replaced(sites, watch.params))), watch.own_keys
 
 
-def _start(site: dict[str, Any]) -> Array | None:
+def start_value(site: dict[str, Any]) -> Array | None:
     """A value inside the support for each continuous latent site; improper priors cannot be sampled."""
     if site["type"] != "sample" or site["is_observed"] or site["fn"].support.is_discrete:
         return None
@@ -197,61 +164,74 @@ def _start(site: dict[str, Any]) -> Array | None:
 class _TimeDims:
     """Names ``time``, ``time_1`` ... for scans of different lengths."""
 
-    def __init__(self) -> None:
-        self.lengths: list[int] = []
+    def __init__(self, plates: Mapping[str, int]) -> None:
+        self.plates, self.names = plates, {}
 
     def name(self, length: int) -> str:
-        if length not in self.lengths:
-            self.lengths.append(length)
-        index = self.lengths.index(length)
-        return "time" if index == 0 else f"time_{index}"
+        if length not in self.names:
+            free = ("time" if i == 0 else f"time_{i}" for i in range(len(self.names) + len(self.plates) + 1))
+            taken = {n for n, size in self.plates.items() if size != length} | set(self.names.values())
+            self.names[length] = next(name for name in free if name not in taken)
+        return self.names[length]
 
 
-def _describe(site: dict[str, Any], times: _TimeDims, sizes: Mapping[str, int]) -> Site:
+def _describe(site: dict[str, Any], source: Origin | None, times: _TimeDims, sizes: Mapping[str, int]) -> Site:
     name, value = site["name"], site["value"]
-    shape, dtype = tuple(jnp.shape(value)), str(jnp.result_type(value)) if not isinstance(value, dict) else "pytree"
     scanned = bool(site.get("_control_flow_done", False))
     frames = sorted(site.get("cond_indep_stack", []), key=lambda frame: -frame.dim)
     plates = tuple(Plate(f.name, sizes.get(f.name, f.size), f.size, f.dim) for f in frames)
     if site["type"] == "param":
-        return Site(name, Kind.param, "", "", (), None, dtype, ())
+        return Site(name, Kind.param, "", "", (), None, "", ())
+    shape, dtype = tuple(jnp.shape(value)), str(jnp.result_type(value))
     if site["type"] == "deterministic":
         dims = _dims(name, shape, 0, plates, (), times, scanned)
         return Site(name, Kind.deterministic, "", "", shape, None, dtype, dims, plates, scanned)
     fn = site["fn"]
-    event_dims = tuple(site["infer"].get("event_dims", ()))
-    if isinstance(fn, dist.Unit):
+    base = base_of(fn)
+    if isinstance(base, dist.Unit):
         return Site(name, Kind.factor, "", "", shape, None, dtype, (), plates, scanned)
-    if shape != tuple(fn.shape()):
-        raise DataError(
-            f"site {name!r} got an observation of shape {shape}, but the site has shape {tuple(fn.shape())}. Give both the "
-            f"same shape: put the statement in numpyro.plate('obs', {shape[0] if shape else 1}), or expand the distribution."
+    if site["kwargs"].get("sample_shape", ()):
+        raise ModelError(
+            f"site {name!r} has sample_shape {site['kwargs']['sample_shape']}, which no plate explains. "
+            f"Put the statement in numpyro.plate, or expand the distribution."
         )
-    base = fn
-    while isinstance(base, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        base = base.base_dist
+    if shape != tuple(fn.shape()):
+        raise _shape_error(site, shape, source)
+    if isinstance(base, dist.Delta) and not site["is_observed"]:
+        raise ModelError(
+            f"site {name!r} is a latent Delta, whose value is no unknown. Write numpyro.deterministic({name!r}, ...)."
+        )
     support = fn.support
-    words = _support_words(support)
-    dims = _dims(name, shape, fn.event_dim, plates, event_dims, times, scanned)
     kind, coordinates = Kind.observed, None
     if not site["is_observed"]:
         if support.is_discrete:
             kind = Kind.discrete
         else:
             kind, coordinates = Kind.continuous, chart_of(fn, name).coordinates(shape)
+    event_dims = tuple(site["infer"].get("event_dims", ()))
     return Site(
         name,
         kind,
         type(base).__name__,
-        words,
+        _support_words(support),
         shape,
         coordinates,
         dtype,
-        dims,
+        _dims(name, shape, fn.event_dim, plates, event_dims, times, scanned),
         plates,
         scanned,
         proper=not isinstance(base, dist.ImproperUniform),
         finite=bool(support.is_discrete and fn.has_enumerate_support),
+        source=source,
+    )
+
+
+def _shape_error(site: dict[str, Any], shape: tuple[int, ...], source: Origin | None) -> DataError:
+    name, expected = site["name"], tuple(site["fn"].shape())
+    got = f"site {name!r}" if source is None else f"site {name!r} (from {described(source, name)})"
+    return DataError(
+        f"{got} got an observation of shape {shape}, but the site has shape {expected}. Give both the same shape: "
+        f"put the statement in numpyro.plate, expand the distribution, or flatten a column of shape (n, 1) to (n,)."
     )
 
 
@@ -279,45 +259,40 @@ def _dims(
         axis = len(shape) - event_ndim + plate.dim
         if 0 <= axis < len(shape) and shape[axis] == plate.subsample:
             dims[axis] = plate.name
-    if event_dims and len(event_dims) <= len(shape):
+    if len(event_dims) > len(shape):
+        raise ModelError(
+            f"site {name!r} has event_dims {list(event_dims)}, but only {len(shape)} axes (shape {shape}). "
+            f"Give one name per event axis."
+        )
+    if event_dims:
         dims[len(shape) - len(event_dims) :] = event_dims
     if scanned and shape and dims[0] == f"{name}_dim_0":
         dims[0] = times.name(shape[0])
     return tuple(dims)
 
 
-def _check_observed(
-    site: dict[str, Any], described: Site, leaf: tuple[str, str] | None, concrete: Mapping[tuple[str, str], Any]
-) -> None:
-    """Compare an observation that is an argument itself with the support, where the support does not depend on latents."""
-    if leaf is None:
-        return
-    value, support = concrete[leaf], site["fn"].support
-    if any(isinstance(bound, jax.core.Tracer) for bound in jax.tree.leaves(support)):
-        return
-    label = leaf[1] if leaf[1] == described.name else f"{leaf[1]} (site {described.name!r})"
-    values = np.asarray(value)
-    if np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
-        where = tuple(int(i) for i in np.argwhere(np.isnan(values))[0])
-        raise DataError(
-            f"data {label!r} has NaN at index {where}. Drop the row, or mark missing values: replace them by any number in "
-            f"the support and pass obs_mask= to numpyro.sample, which makes them latent."
-        )
-    with jax.ensure_compile_time_eval():
-        inside = np.asarray(support(jnp.asarray(values)))
-    if inside.all():
-        return
-    where = tuple(int(i) for i in np.argwhere(~inside)[0])
-    raise DataError(
-        f"data {label!r} has the value {values[where]} at index {where}, outside the support of {described.distribution} "
-        f"({described.support}). Correct the data or the distribution."
-    )
-
-
-def _without_scaffolding(sites: list[Site]) -> Iterator[Site]:
-    names = {site.name for site in sites}
+def _without_replaced(sites: list[Site], params: Mapping[str, list[tuple[int, ...]]]) -> Iterator[Site]:
+    """Drop the parameters of networks from ``numpyro.contrib.module`` that priors replace entry by entry."""
     for site in sites:
-        stem = site.name.removesuffix("_unobserved")
-        if stem != site.name and {stem, f"{stem}_observed"} <= names:
-            site = dataclasses.replace(site, auxiliary=True)  # noqa: PLW2901
+        if site.kind is Kind.param and site.name.endswith("$params"):
+            stem = site.name.removesuffix("$params")
+            drawn = [s.shape for s in sites if s.name.startswith(stem) and s.latent]
+            if all(drawn.count(shape) >= params[site.name].count(shape) for shape in params[site.name]):
+                continue
         yield site
+
+
+def _without_scaffolding(sites: Iterator[Site]) -> Iterator[Site]:
+    """Mark the latent half of an ``obs_mask`` site; the site itself takes the axes of its halves."""
+    table = {site.name: site for site in sites}
+    for name, site in table.items():
+        stem = name.removesuffix("_unobserved")
+        observed = table.get(f"{name}_observed")
+        if stem != name and {stem, f"{stem}_observed"} <= table.keys():
+            yield dataclasses.replace(site, auxiliary=True)
+        elif observed is not None and f"{name}_unobserved" in table and observed.shape == site.shape:
+            yield dataclasses.replace(
+                site, dims=tuple(d.replace(f"{observed.name}_dim_", f"{name}_dim_") for d in observed.dims)
+            )
+        else:
+            yield site
