@@ -1,5 +1,8 @@
 """BlackJAX as an engine: its transitions, under our adaptation."""
 
+# BlackJAX annotates traced numbers as float, and arrays as any pytree.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -9,11 +12,16 @@ import jax.numpy as jnp
 from blackjax.mcmc import hmc, nuts
 from jax import Array
 
+from probgen.backends.blackjax_gradient_free import KERNELS as gradient_free
+from probgen.backends.blackjax_microcanonical import KERNELS as microcanonical
+from probgen.backends.blackjax_moves import KERNELS as moves
+from probgen.backends.blackjax_population import KERNELS as population
+from probgen.backends.blackjax_stochastic import KERNELS as stochastic
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.kernels.adaptation import AdaptedKernel, Moved, Whitened
 from probgen.kernels.kernel import Kernel
 
-__all__ = ["nuts_kernel"]
+__all__ = ["KERNELS"]
 
 
 class _Nuts:
@@ -45,7 +53,13 @@ class _Nuts:
 
 def nuts_kernel(method: Any, warmup: int) -> Kernel:
     """The kernel of ``NUTS``."""
-    return AdaptedKernel(move=_Nuts(method.max_tree_depth), warmup=warmup, target=method.target_accept)
+    return AdaptedKernel(
+        move=_Nuts(method.max_tree_depth),
+        warmup=warmup,
+        target=method.target_accept or 0.8,
+        cautious=method.target_accept is None,
+        metric=method.metric,
+    )
 
 
-KERNELS = {"nuts": nuts_kernel}
+KERNELS = {"nuts": nuts_kernel, **moves, **gradient_free, **microcanonical, **population, **stochastic}

@@ -18,6 +18,8 @@ from probgen.base.typing import PRNGKey
 from probgen.kernels.kernel import Kernel
 from probgen.kernels.loop import Drawn, advance, begin
 from probgen.program.density import Density
+from probgen.program.enumerated import density_of
+from probgen.program.model import Model
 
 __all__ = ["KernelMethod", "Method", "Need", "Plan", "Run"]
 
@@ -26,6 +28,7 @@ class Need(enum.Enum):
     """What a method asks of a model; the words are those of the error when the model lacks it."""
 
     gradient = "a density with a gradient in every latent site"
+    continuous = "a continuous value at every latent site"
     prior_draws = "priors that can be drawn from"
     likelihood = "a likelihood apart from the prior"
     subsampling = "a plate with subsample_size"
@@ -81,6 +84,10 @@ class Method(eqx.Module):
     backends: ClassVar[tuple[str, ...]]
     """Engines of probgen that serve it, the default first."""
     needs: ClassVar[frozenset[Need]] = frozenset()
+    optimises_params: ClassVar[bool] = False
+    """Whether it optimises ``numpyro.param`` sites; other methods refuse them."""
+    takes_minibatches: ClassVar[bool] = False
+    """Whether it runs programs with ``subsample_size``, though it needs none."""
 
     @property
     def engine(self) -> str:
@@ -94,6 +101,10 @@ class Method(eqx.Module):
             raise MethodError(
                 f"backend {self.engine!r} does not serve {type(self).__name__}. {suggestion(self.engine, served)}"
             )
+
+    def density(self, model: Model) -> Density:
+        """The density that the method works on: discrete latent sites are summed out."""
+        return density_of(model)
 
     @abc.abstractmethod
     def run(self, key: PRNGKey, density: Density, plan: Plan) -> Run:

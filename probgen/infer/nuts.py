@@ -14,8 +14,8 @@ __all__ = ["HMC", "NUTS"]
 METRICS = ("auto", "dense", "diagonal", "low_rank")
 
 
-def _check_hamiltonian(target_accept: float, metric: str) -> None:
-    if not 0 < target_accept < 1:
+def _check_hamiltonian(target_accept: float | None, metric: str) -> None:
+    if target_accept is not None and not 0 < target_accept < 1:
         raise MethodError(
             f"target_accept must lie between 0 and 1, got {target_accept}. 0.8 is usual; nearer 1 for hard posteriors."
         )
@@ -30,14 +30,15 @@ class NUTS(KernelMethod):
 
     Attributes:
         backend: ``"blackjax"`` (default: our adaptation around BlackJAX's transition) or ``"numpyro"`` (NumPyro's sampler with its own adaptation).
-        target_accept: Acceptance rate that the step size aims at, in (0, 1).
+        target_accept: Acceptance rate that the step size aims at, in (0, 1). ``None``: 0.8, and 0.9 in chains whose
+            warm-up keeps diverging.
         max_tree_depth: Trajectories have at most ``2 ** max_tree_depth - 1`` leapfrog steps.
         metric: ``"auto"``, ``"dense"``, ``"low_rank"`` or ``"diagonal"``. ``"auto"`` is dense by Fisher divergence in small dimension, low rank plus
             diagonal above, and diagonal where a pilot during the warm-up finds it to have the better effective sample size per gradient.
     """
 
     backend: str = eqx.field(static=True, default="")
-    target_accept: float = eqx.field(static=True, default=0.8)
+    target_accept: float | None = eqx.field(static=True, default=None)
     max_tree_depth: int = eqx.field(static=True, default=10)
     metric: str = eqx.field(static=True, default="auto")
 
