@@ -13,10 +13,9 @@ import jax
 
 from probgen.base.errors import DataError, Ended, MethodError, ModelError, ProbgenError, ProbgenWarning
 from probgen.base.keys import as_key
+from probgen.infer.choose import choose
 from probgen.infer.method import Method, Need, Plan
-from probgen.infer.nuts import NUTS
 from probgen.infer.results import to_tree
-from probgen.program.density import Density
 from probgen.program.model import Model
 from probgen.program.sites import Kind
 from probgen.run.progress import show_by_default
@@ -78,8 +77,7 @@ def infer(
     _check_counts(draws=draws, warmup=warmup, chains=chains, thin=thin)
     chosen = method
     if chosen is None:
-        chosen = NUTS()
-        reason = "chosen because every latent site is continuous"
+        chosen, reason = choose(model)
     elif isinstance(chosen, type) or not isinstance(chosen, Method):
         shown = chosen.__name__ if isinstance(chosen, type) else repr(chosen)
         raise MethodError(f"method must be a method object, got {shown}. Write for example pg.NUTS().")
@@ -88,7 +86,7 @@ def infer(
     chosen.check()
     key = as_key(seed)
     check_model(model, chosen)
-    density = Density(model)
+    density = chosen.density(model)
     plan = Plan(draws, warmup, chains, thin, keep_warmup, show_by_default() if progress is None else progress)
     run = chosen.run(key, density, plan)
     attrs = {
@@ -122,7 +120,7 @@ def check_model(model: Model, method: Method) -> None:
             f"Pass data={{{unfilled!r}: ...}}, or use pg.simulate to draw from the prior."
         )
     params = model.of_kind(Kind.param)
-    if params:
+    if params and not method.optimises_params:
         raise MethodError(
             f"site {params[0].name!r} is a numpyro.param, which {type(method).__name__} would leave frozen at its first value. "
             f"Give it a prior with numpyro.sample, or fit with pg.SVI."
@@ -130,13 +128,21 @@ def check_model(model: Model, method: Method) -> None:
     latent = model.of_kind(Kind.continuous, Kind.discrete)
     if not latent:
         raise ModelError("the model has no latent site, so there is nothing to infer. Leave something unobserved.")
-    if Need.gradient in method.needs:
+    wanted = next((need for need in (Need.gradient, Need.continuous) if need in method.needs), None)
+    if wanted is not None:
         for site in model.of_kind(Kind.discrete):
+            if not site.finite:
+                raise MethodError(
+                    f"site {site.name!r} ({site.distribution}) is discrete with infinite support, which {type(method).__name__} can neither "
+                    f"sum out nor sample. Truncate it to a Categorical over 0 ... K, which pg.NUTS() sums out and "
+                    f"pg.DiscreteHMCGibbs() samples, or sum it out by hand (a NegativeBinomial for a Gamma-Poisson, say)."
+                )
+        if not model.of_kind(Kind.continuous):
             raise MethodError(
-                f"site {site.name!r} ({site.distribution}) is discrete, and {type(method).__name__} needs {Need.gradient.value}."
-                f" Marginalise it, or use a method that samples discrete sites (see pg.methods())."
+                f"every latent site is discrete ({latent[0].name!r}), and {type(method).__name__} needs {wanted.value}. "
+                f"Use pg.Exact(), which sums over all values, or pg.DiscreteHMCGibbs()."
             )
-    if Need.subsampling not in method.needs:
+    if Need.subsampling not in method.needs and not method.takes_minibatches:
         for site in model.sites:
             for plate in site.plates:
                 if plate.subsample < plate.size:
@@ -181,7 +187,7 @@ def _settings(method: Method) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(method) if field.name != "backend"]
     values = {name: getattr(method, name) for name in names}
     return {
-        k: v if isinstance(v, str | int | float | bool | None) else repr(v)
+        k: v if isinstance(v, str | int | float | bool | None) else v.__qualname__ if inspect.isroutine(v) else repr(v)
         for k, v in values.items()
         if not eqx.is_array(v)
     }
