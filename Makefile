@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a new machine needs: they build the environment in .venv first.
 SHELL := /bin/bash
-# The first Python >= 3.12 that answers: by name, then whatever uv manages.
-PYTHON := $(shell for p in python3.12 python3.13 python3.14 python3 python; do \
+# The first Python >= 3.12 that answers: by name, then what pyenv has installed though not selected, then what uv manages.
+PYTHON := $(shell for p in python3.12 python3.13 python3.14 python3 python $$(pyenv root 2>/dev/null)/versions/*/bin/python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { command -v $$p; exit; }; done; \
   command -v uv >/dev/null && uv python find '>=3.12' 2>/dev/null)
 BIN := .venv/bin

@@ -1,22 +1,92 @@
 """Probabilistic programs in NumPyro, and every way to answer questions with them.
 
-A model is written once, as a NumPyro program. ``pg.Model`` adds data and labels; ``pg.infer`` answers, by any method, as one ArviZ DataTree.
+A model is written once, as a NumPyro program. ``pg.Model`` adds data and labels; ``pg.infer`` answers, by any method, as
+one ArviZ DataTree.
 """
 
-from probgen.backends.registry import register as register_backend  # noqa: F401
-from probgen.base.errors import DataError as DataError
-from probgen.base.errors import Ended as Ended
-from probgen.base.errors import MethodError as MethodError
-from probgen.base.errors import ModelError as ModelError
-from probgen.base.errors import NotIdentified as NotIdentified
-from probgen.base.errors import ProbgenError as ProbgenError
-from probgen.base.errors import ProbgenWarning as ProbgenWarning
-from probgen.base.errors import StoreError as StoreError
-from probgen.infer.infer import RunFailed as RunFailed
-from probgen.infer.infer import infer as infer
-from probgen.infer.nuts import HMC as HMC
-from probgen.infer.nuts import NUTS as NUTS
-from probgen.program.model import Model as Model
-from probgen.run.compiled import use_compilation_cache as use_compilation_cache
+from probgen.backends.registry import register as register_backend
+from probgen.base.errors import (
+    DataError,
+    Ended,
+    MethodError,
+    ModelError,
+    NotIdentified,
+    ProbgenError,
+    ProbgenWarning,
+    StoreError,
+)
+from probgen.check.findings import check
+from probgen.infer.chees import ChEES
+from probgen.infer.discrete_gibbs import DiscreteHMCGibbs, MixedHMC
+from probgen.infer.ensemble import AIES, ESS
+from probgen.infer.exact import Exact
+from probgen.infer.guides import BNAF, ELBO, IAF, IWAE, FullRank, LowRank, MeanField, Renyi
+from probgen.infer.infer import RunFailed, infer
+from probgen.infer.langevin import MALA, Barker
+from probgen.infer.laplace import Laplace
+from probgen.infer.mclmc import MCLMC, AdjustedMCLMC
+from probgen.infer.meads import MEADS
+from probgen.infer.methods import methods
+from probgen.infer.nuts import HMC, NUTS
+from probgen.infer.pathfinder import Pathfinder
+from probgen.infer.predict import log_likelihood, predict, simulate
+from probgen.infer.random_walk import RandomWalk
+from probgen.infer.sgmcmc import SGHMC, SGLD, SGNHT
+from probgen.infer.slice import EllipticalSlice
+from probgen.infer.stein import SVGD
+from probgen.infer.svi import SVI
+from probgen.program.model import Model
+from probgen.run.compiled import use_compilation_cache
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AIES",
+    "BNAF",
+    "ELBO",
+    "ESS",
+    "HMC",
+    "IAF",
+    "IWAE",
+    "MALA",
+    "MCLMC",
+    "MEADS",
+    "NUTS",
+    "SGHMC",
+    "SGLD",
+    "SGNHT",
+    "SVGD",
+    "SVI",
+    "AdjustedMCLMC",
+    "Barker",
+    "ChEES",
+    "DataError",
+    "DiscreteHMCGibbs",
+    "EllipticalSlice",
+    "Ended",
+    "Exact",
+    "FullRank",
+    "Laplace",
+    "LowRank",
+    "MeanField",
+    "MethodError",
+    "MixedHMC",
+    "Model",
+    "ModelError",
+    "NotIdentified",
+    "Pathfinder",
+    "ProbgenError",
+    "ProbgenWarning",
+    "RandomWalk",
+    "Renyi",
+    "RunFailed",
+    "StoreError",
+    "check",
+    "infer",
+    "log_likelihood",
+    "methods",
+    "predict",
+    "register_backend",
+    "simulate",
+    "use_compilation_cache",
+]
