@@ -293,6 +293,10 @@ def test_a_fit_gives_the_discrete_sites_back(monkeypatch):
     assert z.dims == ("chain", "draw", "n")
     assert z.dtype == np.int64
     np.testing.assert_array_equal(tree["posterior/m"], np.take_along_axis(mu.values, z.values, -1))
+    log_weights, where = np.log(tree["posterior/w"].values), tree["posterior/s"].values[..., None]
+    parts = np.asarray(dist.Normal(mu.values, where).log_prob(Y[:, None, None, None]))
+    expected = np.moveaxis(jax.scipy.special.logsumexp(log_weights + parts, -1), 0, -1)
+    np.testing.assert_allclose(pg.log_likelihood(model, tree)["log_likelihood/y"], expected, rtol=1e-9)
     before = compile_count()
     pg.infer(model.with_data(y=Y + 1), pg.NUTS(), progress=False, **settings)
     assert compile_count() == before

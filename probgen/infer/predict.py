@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from probgen.base.errors import MethodError, ModelError, suggestion
 from probgen.base.keys import as_key
 from probgen.base.typing import Values
 from probgen.infer.replayed import Posterior, Replayed, check_drawable, reported, unknown, with_new_data
 from probgen.infer.results import constant_data, dataset, labelled, observed_data
+from probgen.program.density import Density
+from probgen.program.enumerated import density_of
 from probgen.program.model import Model
 from probgen.program.simulate import forward, halves, memory, outcomes, pointwise
 from probgen.program.sites import Kind
@@ -174,7 +177,9 @@ def log_likelihood(model: Model, tree: xarray.DataTree, *, progress: bool | None
     """Add the log likelihood of each observation at each posterior draw, as ``arviz.loo`` and ``arviz.compare`` read
     it.
 
-    The densities are conditional on all latent sites, discrete ones included. Observations that a mask leaves out
+    Discrete latent sites with finite support are summed out, as leave-one-out needs it; where they cannot be, the
+    densities are conditional on their draws and the attribute ``conditional_on`` names them. Observations that a mask
+    leaves out
     (``obs_mask``, ``numpyro.mask``) are dropped: such a site has one axis ``SITE_observed`` with the flat index of
     those that count. Factors have no observations; their names are in the attribute ``factors_left_out``.
 
@@ -188,7 +193,8 @@ def log_likelihood(model: Model, tree: xarray.DataTree, *, progress: bool | None
         site.
 
     Raises:
-        MethodError: If the model has no observed site, or a latent site has no draws.
+        MethodError: If the model has no observed site, a latent site has no draws, or observations share a discrete site
+            (a hidden Markov chain), so that there is no likelihood of each alone.
     """
     _check_model(model)
     observed = model.of_kind(Kind.observed)
@@ -201,9 +207,12 @@ def log_likelihood(model: Model, tree: xarray.DataTree, *, progress: bool | None
     plan = Replayed(model, posterior, frozenset(), frozenset(), new=False)
     rows, ancestors = posterior.rows(jax.random.key(0))
     held = {name: value[rows] for name, value in plan.per_draw.items()}
-    terms, masks = _run(
-        pointwise, (model.unlabelled(), jax.random.key(0)), len(rows), held, (), memory(model), progress
-    )
+    density = _summed_out(model)
+    if density is not None:
+        terms, masks = _run(marginal, (density,), len(rows), held, (), memory(model), progress), {}
+    else:
+        leading = (model.unlabelled(), jax.random.key(0))
+        terms, masks = _run(pointwise, leading, len(rows), held, (), memory(model), progress)
     scaffold = halves(model)
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     coords = {}
@@ -221,9 +230,24 @@ def log_likelihood(model: Model, tree: xarray.DataTree, *, progress: bool | None
     if factors:
         attrs["factors_left_out"] = ", ".join(factors)
     discrete = [site.name for site in model.of_kind(Kind.discrete)]
-    if discrete:
+    if discrete and density is None:
         attrs["conditional_on"] = ", ".join(discrete)
     return posterior.extended({"log_likelihood": (dataset(model, variables).assign_coords(coords), attrs)}, ancestors)
+
+
+def marginal(density: Density, indices: Array, values: Values) -> Values:
+    """Log likelihood of each observation at each draw, discrete sites summed out."""
+    return jax.vmap(lambda here: density.pointwise_log_likelihood(density.unconstrain(here)))(values)
+
+
+def _summed_out(model: Model) -> Density | None:
+    """The density without discrete sites; ``None`` if there are none, or they cannot be summed out."""
+    if not model.of_kind(Kind.discrete):
+        return None
+    try:
+        return density_of(model)
+    except MethodError:
+        return None
 
 
 # -- running ---------------------------------------------------------------------------------------------------------
