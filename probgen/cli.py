@@ -262,8 +262,7 @@ def _set_up(x32: bool, no_cache: bool) -> None:
 
     from probgen.run.compiled import use_compilation_cache
 
-    if not no_cache:
-        use_compilation_cache()
+    use_compilation_cache(not no_cache)
     jax.config.update("jax_enable_x64", not x32 and jax.default_backend() == "cpu")
 
 

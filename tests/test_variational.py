@@ -410,3 +410,21 @@ def wrong_shape(y):
 def test_settings_are_checked(method, message):
     with pytest.raises(pg.MethodError, match=message):
         pg.infer(pg.Model(counts, {"y": [1.0, 2.0]}), method)
+
+
+@pytest.mark.parametrize("method", [pg.Laplace(), pg.SVI(steps=2000)], ids=lambda m: m.name)
+@pytest.mark.filterwarnings("ignore::probgen.base.errors.ProbgenWarning")
+def test_discrete_sites_are_drawn_back(method):
+    def program(y=None):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("row", 3):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("y", dist.Normal(mu + 4.0 * z, 1.0), obs=y)
+
+    tree = pg.infer(pg.Model(program, {"y": np.array([0.0, 2.0, 4.0])}), method, draws=500, chains=4)
+    z, mu = tree["posterior/z"].values, tree["posterior/mu"].values[..., None]
+    y = np.array([0.0, 2.0, 4.0])
+    odds = np.exp(-0.5 * (y - mu - 4) ** 2 + 0.5 * (y - mu) ** 2)
+    expected = odds / (1 + odds)  # of z given mu, draw by draw
+    error = np.sqrt((expected * (1 - expected)).mean((0, 1)) / z[..., 0].size)
+    assert (np.abs((z - expected).mean((0, 1))) < 4.5 * error).all()

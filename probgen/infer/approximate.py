@@ -100,9 +100,13 @@ def has_evidence(density: Density) -> bool:
     return all(site.proper for site in density.model.of_kind(Kind.continuous))
 
 
-def evaluate(density: Density, u: Array) -> tuple[Array, Values]:
-    """Log density and constrained values of draws, shape ``(n, dim)``; in batches, to bound the memory."""
-    return jax.lax.map(lambda one: (density.log_density(one), density.constrain(one)), u, batch_size=_BATCH)
+def evaluate(key: Array, density: Density, u: Array) -> tuple[Array, Values]:
+    """Log density and constrained values of draws, shape ``(n, dim)``; in batches, to bound the memory.
+
+    Discrete sites that the density has summed out are drawn back, from ``key``.
+    """
+    keys = jax.random.split(key, u.shape[0])
+    return jax.lax.map(lambda one: (density.log_density(one[1]), density.values(*one)), (keys, u), batch_size=_BATCH)
 
 
 def split(x: Any, plan: Plan) -> np.ndarray:
@@ -184,9 +188,10 @@ def draw_normal(
         root: :math:`L`, shape ``(dim, dim)``; :math:`L L^\top` is the covariance.
         count: Number of draws.
     """
-    z = jax.random.normal(key, (count, mean.shape[0]), mean.dtype)
+    key_draw, key_discrete = jax.random.split(key)
+    z = jax.random.normal(key_draw, (count, mean.shape[0]), mean.dtype)
     log_det = jnp.linalg.slogdet(root)[1]
     log_q = jnp.sum(jax.scipy.stats.norm.logpdf(z), -1) - log_det
     u = mean + z @ root.T
-    lp, values = evaluate(density, u)
+    lp, values = evaluate(key_discrete, density, u)
     return u, log_q, lp, values

@@ -150,14 +150,15 @@ def draw_mixture(
     """
     components = normals.mean.shape[0]
     each = -(-count // components)
-    noise = jax.random.normal(key, (components, each, density.dim))
+    key_noise, key_discrete = jax.random.split(key)
+    noise = jax.random.normal(key_noise, (components, each, density.dim))
     u = jax.vmap(lambda normal, z: jax.vmap(normal.push)(z))(normals, noise)
     u = jnp.swapaxes(u, 0, 1).reshape(-1, density.dim)[:count]
     share = np.bincount(np.arange(count) % components, minlength=components) / count
     with np.errstate(divide="ignore"):  # fewer draws than paths: the others have no part in the mixture
         log_share = jnp.asarray(np.log(share))
     log_q = jax.vmap(lambda normal: jax.vmap(normal.log_prob)(u))(normals)
-    lp, values = evaluate(density, u)
+    lp, values = evaluate(key_discrete, density, u)
     return u, jax.scipy.special.logsumexp(log_q + log_share[:, None], axis=0), lp, values
 
 

@@ -89,10 +89,10 @@ def move_swarm(
     return Swarm(state.particles, state.opt_state[0]), forces
 
 
-def read_swarm(density: Density, frame: Frame, swarm: Swarm) -> tuple[Array, Array, Values]:
+def read_swarm(key: PRNGKey, density: Density, frame: Frame, swarm: Swarm) -> tuple[Array, Array, Values]:
     """Particles in unconstrained coordinates, their log density, and their constrained values."""
     u = frame.loc + frame.scale * swarm.v
-    return u, *evaluate(density, u)
+    return u, *evaluate(key, density, u)
 
 
 class SVGD(Method):
@@ -139,7 +139,7 @@ class SVGD(Method):
             MethodError: If no start is finite.
         """
         check_plan(self, plan)
-        key_frame, key_begin = jax.random.split(key)
+        key_frame, key_begin, key_read = jax.random.split(key, 3)
         start = (density.dim, self.particles, self.learning_rate)
         swarm = eqx.filter_eval_shape(begin_swarm, key, *start)
         frame = eqx.filter_eval_shape(find_frame, key, density)
@@ -149,7 +149,7 @@ class SVGD(Method):
                 (find_frame, (key, density)),
                 (begin_swarm, (key, *start)),
                 (move_swarm, (density, frame, swarm, rate, self.learning_rate, steps)),
-                (read_swarm, (density, frame, swarm)),
+                (read_swarm, (key, density, frame, swarm)),
             ]
         )
         began = time.perf_counter()
@@ -180,7 +180,7 @@ class SVGD(Method):
         interrupted = drive([work], pieces, Progress(["particles"], self.steps, plan.progress, "steps"))
         if not forces:
             raise KeyboardInterrupt
-        u, lp, values = to_host(read(density, frames[0], swarms[0]))
+        u, lp, values = to_host(read(key_read, density, frames[0], swarms[0]))
         ended = Ended.completed if settled() else Ended.not_converged
         ended = ended if np.isfinite(u).all() else Ended.diverged
         run = Run({name: value[None] for name, value in values.items()}, {"lp": lp[None]}, u[None], ended)

@@ -100,9 +100,9 @@ class Target(eqx.Module):
         with _alone(self.key, self.params):
             return self.density.log_density(u)
 
-    def constrain(self, u: Position) -> Values:
+    def values(self, key: PRNGKey, u: Position) -> Values:
         with _alone(self.key, self.params):
-            values = self.density.constrain(u)
+            values = self.density.values(key, u)
         return {name: value for name, value in values.items() if not _in_minibatch(self.density, name)}
 
 
@@ -278,7 +278,7 @@ def read_fit(
 ) -> Read:
     """``count`` draws from the guide with their weights, independent estimates of the objective, and the parameters
     of the model."""
-    key_draw, key_bound, key_batch = jax.random.split(key, 3)
+    key_draw, key_bound, key_batch, key_discrete = jax.random.split(key, 4)
     engine, _ = _engine(key, guide, objective, density, frame)
     params = engine.constrain_fn(fit.params)
     own = _model_params(density, params)
@@ -298,7 +298,7 @@ def read_fit(
             return density.unconstrain(values), jnp.asarray(log_p - log_q)
 
     u, raw = jax.lax.map(draw, jax.random.split(key_draw, count), batch_size=256)
-    lp, values = evaluate(target, u)  # pyright: ignore[reportArgumentType]
+    lp, values = evaluate(key_discrete, target, u)  # pyright: ignore[reportArgumentType]
     if isinstance(objective, ELBO) and not minibatched(density):
         bounds = jnp.zeros(0)  # the mean log weight is the same bound
     else:

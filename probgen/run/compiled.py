@@ -24,6 +24,7 @@ _KEPT = 256
 _cache: OrderedDict[Any, Executable] = OrderedDict()
 _lock = threading.RLock()
 _count = 0
+_disk_cache_chosen = False
 
 
 class Executable:
@@ -74,6 +75,7 @@ def compile_all(calls: Sequence[tuple[Callable[..., Any], Args]]) -> tuple[list[
                 shapes.append(missing[-1][2].shape)
             done.append(kept)
         if missing:
+            _use_disk_cache_by_default()
             with ThreadPoolExecutor(len(missing)) as pool:
                 compiled = list(pool.map(lambda job: job[2].lowered.compile(), missing))
             for (index, key, lowered), program in zip(missing, compiled, strict=True):
@@ -90,20 +92,31 @@ def compile_count() -> int:
     return _count
 
 
-def use_compilation_cache(folder: str | os.PathLike[str] | None = None) -> None:
-    """Keep compiled programs on disk, so that a new process need not compile them again.
+def use_compilation_cache(folder: str | os.PathLike[str] | bool = True) -> None:
+    """Say where compiled programs are kept on disk, so that a new process need not compile them again.
 
-    On by default, in the user's cache folder. The folder holds code that will be run: let nobody else write to it.
+    They are by default, in the cache folder of the user (``$XDG_CACHE_HOME`` or ``~/.cache``, below it ``probgen/xla``);
+    a folder that JAX has been given already is left alone. The folder holds code that will be run: let nobody else
+    write to it.
 
     Args:
-        folder: Where to keep them. ``None`` is the per-user default.
+        folder: Where to keep them. ``True`` is the default folder; ``False`` keeps nothing.
     """
-    if folder is None:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = root / "probgen" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    global _disk_cache_chosen
+    _disk_cache_chosen = True
+    if folder is False:
+        jax.config.update("jax_compilation_cache_dir", None)
+        return
+    if folder is True:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "probgen" / "xla"
+    jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _use_disk_cache_by_default() -> None:
+    if not _disk_cache_chosen and jax.config.jax_compilation_cache_dir is None:
+        use_compilation_cache()
 
 
 def _is_traced(leaf: Any) -> bool:
