@@ -1,7 +1,7 @@
 """Probabilistic programs in NumPyro, and every way to answer questions with them.
 
-A model is written once, as a NumPyro program. ``pg.Model`` adds data and labels; ``pg.infer`` answers, by any method, as
-one ArviZ DataTree.
+A model is written once, as a NumPyro program. ``pg.Model`` adds data and labels; ``pg.infer`` answers, by any method,
+as one ArviZ DataTree.
 """
 
 from probgen.backends.registry import register as register_backend

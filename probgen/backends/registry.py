@@ -1,7 +1,8 @@
 """Which engine serves which method.
 
-An engine is a module (or any object) with a mapping ``KERNELS`` from a method's name to a function ``(method, warmup) -> Kernel``. Ours are imported
-when first used, so that ``import probgen`` loads no engine. A third party calls ``register``, or declares the entry point group ``probgen.backends``.
+An engine is a module (or any object) with a mapping ``KERNELS`` from a method's name to a function ``(method, warmup)
+-> Kernel``. Ours are imported when first used, so that ``import probgen`` loads no engine. A third party calls
+``register``, or declares the entry point group ``probgen.backends``.
 """
 
 from __future__ import annotations

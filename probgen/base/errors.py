@@ -1,6 +1,7 @@
 """What probgen raises, and how a run can end.
 
-Every message has two sentences: what is wrong (the site or the argument, what was got, what was expected), and what to do.
+Every message has two sentences: what is wrong (the site or the argument, what was got, what was expected), and what to
+do.
 """
 
 from __future__ import annotations

@@ -62,8 +62,9 @@ def infer(
         throw: Raise ``RunFailed`` when the run does not end well, instead of warning.
 
     Returns:
-        A DataTree with the groups ``posterior`` (constrained space), ``sample_stats``, ``observed_data`` and ``constant_data``; ``attrs`` tell the method,
-        backend, settings, seed, versions, seconds, and how the run ended.
+        A DataTree with the groups ``posterior`` (constrained space), ``sample_stats``, ``observed_data`` and
+        ``constant_data``; ``attrs`` tell the method, backend, settings, seed, versions, seconds, and how the run
+        ended.
 
     Raises:
         ModelError: If the model cannot be inferred as it is.
@@ -116,13 +117,15 @@ def check_model(model: Model, method: Method) -> None:
     unfilled = _unfilled(model)
     if unfilled:
         raise DataError(
-            f"site {unfilled!r} would be observed through the argument {unfilled!r}, which was not given, so there is nothing to infer from. "
+            f"site {unfilled!r} would be observed through the argument {unfilled!r}, which was not given, so there is "
+            f"nothing to infer from. "
             f"Pass data={{{unfilled!r}: ...}}, or use pg.simulate to draw from the prior."
         )
     params = model.of_kind(Kind.param)
     if params and not method.optimises_params:
         raise MethodError(
-            f"site {params[0].name!r} is a numpyro.param, which {type(method).__name__} would leave frozen at its first value. "
+            f"site {params[0].name!r} is a numpyro.param, which {type(method).__name__} would leave frozen at its "
+            f"first value. "
             f"Give it a prior with numpyro.sample, or fit with pg.SVI."
         )
     latent = model.of_kind(Kind.continuous, Kind.discrete)
@@ -133,13 +136,16 @@ def check_model(model: Model, method: Method) -> None:
         for site in model.of_kind(Kind.discrete):
             if not site.finite:
                 raise MethodError(
-                    f"site {site.name!r} ({site.distribution}) is discrete with infinite support, which {type(method).__name__} can neither "
+                    f"site {site.name!r} ({site.distribution}) is discrete with infinite support, which "
+                    f"{type(method).__name__} can neither "
                     f"sum out nor sample. Truncate it to a Categorical over 0 ... K, which pg.NUTS() sums out and "
-                    f"pg.DiscreteHMCGibbs() samples, or sum it out by hand (a NegativeBinomial for a Gamma-Poisson, say)."
+                    f"pg.DiscreteHMCGibbs() samples, or sum it out by hand (a NegativeBinomial for a Gamma-Poisson, "
+                    f"say)."
                 )
         if not model.of_kind(Kind.continuous):
             raise MethodError(
-                f"every latent site is discrete ({latent[0].name!r}), and {type(method).__name__} needs {wanted.value}. "
+                f"every latent site is discrete ({latent[0].name!r}), and {type(method).__name__} needs "
+                f"{wanted.value}. "
                 f"Use pg.Exact(), which sums over all values, or pg.DiscreteHMCGibbs()."
             )
     if Need.subsampling not in method.needs and not method.takes_minibatches:
@@ -147,14 +153,16 @@ def check_model(model: Model, method: Method) -> None:
             for plate in site.plates:
                 if plate.subsample < plate.size:
                     raise MethodError(
-                        f"plate {plate.name!r} sees {plate.subsample} of {plate.size} rows per execution, and {type(method).__name__} needs all of them. "
+                        f"plate {plate.name!r} sees {plate.subsample} of {plate.size} rows per execution, and "
+                        f"{type(method).__name__} needs all of them. "
                         f"Drop subsample_size, or use a method for mini-batches (see pg.methods())."
                     )
     if Need.prior_draws in method.needs:
         for site in latent:
             if not site.proper:
                 raise MethodError(
-                    f"site {site.name!r} has an improper prior, and {type(method).__name__} needs {Need.prior_draws.value}. "
+                    f"site {site.name!r} has an improper prior, and {type(method).__name__} needs "
+                    f"{Need.prior_draws.value}. "
                     f"Give it a proper prior."
                 )
 

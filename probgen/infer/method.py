@@ -53,7 +53,8 @@ class Run:
     Attributes:
         values: Values of sites in constrained space, by name, shape ``(chains, draws, ...)``.
         stats: Statistics per draw, shape ``(chains, draws)``.
-        u: The same draws in unconstrained coordinates, shape ``(chains, draws, dim)``; ``None`` where a method has none.
+        u: The same draws in unconstrained coordinates, shape ``(chains, draws, dim)``; ``None`` where a method has
+            none.
         ended: How the run ended.
         attrs: Numbers and sentences about the run as a whole (``log_evidence``, ``pareto_k`` ...).
         groups: Further groups of the tree: by group and variable, ``(dims, array)``.

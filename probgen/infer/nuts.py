@@ -29,12 +29,13 @@ class NUTS(KernelMethod):
     Hoffman and Gelman (2014); Betancourt (2017), appendix A. The default of ``pg.infer`` for continuous models.
 
     Attributes:
-        backend: ``"blackjax"`` (default: our adaptation around BlackJAX's transition) or ``"numpyro"`` (NumPyro's sampler with its own adaptation).
+        backend: ``"blackjax"`` (default: our adaptation around BlackJAX's transition) or ``"numpyro"`` (NumPyro's
+            sampler with its own adaptation).
         target_accept: Acceptance rate that the step size aims at, in (0, 1). ``None``: 0.8, and 0.9 in chains whose
             warm-up keeps diverging.
         max_tree_depth: Trajectories have at most ``2 ** max_tree_depth - 1`` leapfrog steps.
-        metric: ``"auto"``, ``"dense"``, ``"low_rank"`` or ``"diagonal"``. ``"auto"`` is dense by Fisher divergence in small dimension, low rank plus
-            diagonal above, and diagonal where a pilot during the warm-up finds it to have the better effective sample size per gradient.
+        metric: ``"auto"``, ``"dense"``, ``"low_rank"`` or ``"diagonal"``. All minimise the Fisher divergence over the
+            warm-up; ``"auto"`` is dense up to 64 coordinates, and low rank plus diagonal above.
     """
 
     backend: str = eqx.field(static=True, default="")

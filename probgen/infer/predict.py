@@ -193,8 +193,8 @@ def log_likelihood(model: Model, tree: xarray.DataTree, *, progress: bool | None
         site.
 
     Raises:
-        MethodError: If the model has no observed site, a latent site has no draws, or observations share a discrete site
-            (a hidden Markov chain), so that there is no likelihood of each alone.
+        MethodError: If the model has no observed site, a latent site has no draws, or observations share a discrete
+            site (a hidden Markov chain), so that there is no likelihood of each alone.
     """
     _check_model(model)
     observed = model.of_kind(Kind.observed)

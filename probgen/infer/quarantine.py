@@ -1,8 +1,9 @@
 """Quarantine: are the chains of a run samples of one distribution?
 
-A sampler that is fast and wrong is worse than none, and a lost chain often looks healthy by itself. After a run the chains are compared on the unconstrained draws and the
-log density. The tests are meant for gross failure (a chain in another mode, stuck, or still travelling), where a number in a table is not enough;
-fine convergence diagnostics are the business of the checks on the result.
+A sampler that is fast and wrong is worse than none, and a lost chain often looks healthy by itself. After a run the
+chains are compared on the unconstrained draws and the log density. The tests are meant for gross failure (a chain in
+another mode, stuck, or still travelling), where a number in a table is not enough; fine convergence diagnostics are
+the business of the checks on the result.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import numpy as np
 __all__ = ["Verdict", "compare"]
 
 RHAT_LIMIT = 1.2
-"""Split R-hat above which chains disagree. Four healthy chains of 100 effective draws exceed it less than once in 10^6 runs."""
+"""Split R-hat above which chains disagree. Four healthy chains of 26 effective draws each exceed it in one coordinate
+with probability 1e-6: between the eight halves, n (R^2 - 1) is a chi-square with 7 degrees of freedom over 7, n = 13."""
 GAP_LIMIT = 6.0
-"""Distance of a chain's mean from the median of the chains' means, in pooled standard deviations within chains, above which the chain is lost."""
+"""Distance of a chain's mean from the median of the chains' means, in pooled standard deviations within chains, above
+which the chain is lost."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -248,5 +248,6 @@ def no_start(density: Density, key: PRNGKey) -> MethodError:
     u = jax.random.uniform(key, (density.dim,), float, -2.0, 2.0)
     return MethodError(
         f"no starting point with a finite log density was found; {density.trouble(u)}. "
-        f"Look at the data and the distribution of that site: values outside its support, scales that underflow, NaN in a covariate."
+        f"Look at the data and the distribution of that site: values outside its support, scales that underflow, NaN "
+        f"in a covariate."
     )

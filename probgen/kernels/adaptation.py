@@ -1,7 +1,8 @@
 """Warm-up of gradient-based kernels: windows for the metric, dual averaging for the step size.
 
-The schedule: windows of doubling length, each of which ends by replacing the metric with the optimum over its own draws, then a last stretch that
-only tunes the step size. Draws start from the last state of the warm-up, never from a point computed by the adaptation.
+The schedule: windows of doubling length, each of which ends by replacing the metric with the optimum over its own
+draws, then a last stretch that only tunes the step size. Draws start from the last state of the warm-up, never from a
+point computed by the adaptation.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ class Draw(NamedTuple):
 
     Attributes:
         u: Unconstrained coordinates, shape ``(dim,)``; an ensemble kernel has ``(chains, dim)``.
-        stats: Statistics of the step, same leading axes. MCMC names: ``lp``, ``energy``, ``diverging``, ``acceptance_rate``, ``n_steps``,
-            ``tree_depth``, ``step_size``; each kernel gives those that it has.
+        stats: Statistics of the step, same leading axes. MCMC names: ``lp``, ``energy``, ``diverging``,
+            ``acceptance_rate``, ``n_steps``, ``tree_depth``, ``step_size``; each kernel gives those that it has.
         discrete: Values of discrete latent sites, where the kernel samples them.
     """
 
@@ -34,8 +34,9 @@ class Draw(NamedTuple):
 class Kernel(eqx.Module):
     """A Markov kernel with its adaptation: how one state becomes the next.
 
-    Kernels are pure; all their fields are static, so that equal settings share one compiled program. ``step`` is called ``warmup`` times and then
-    once per draw, always with a fresh key; a kernel that adapts counts its steps in its state and freezes when the warm-up is over.
+    Kernels are pure; all their fields are static, so that equal settings share one compiled program. ``step`` is
+    called ``warmup`` times and then once per draw, always with a fresh key; a kernel that adapts counts its steps in
+    its state and freezes when the warm-up is over.
     """
 
     warmup: eqx.AbstractVar[int]

@@ -133,7 +133,8 @@ def advance(
 
 
 def _recovered(key: PRNGKey, density: Density, u: Array, first: Array, made: Array) -> Values:
-    """Discrete sites that the density has summed out, drawn for the first ``made`` draws; draw ``i`` of the run has a key of its own.
+    """Discrete sites that the density has summed out, drawn for the first ``made`` draws; draw ``i`` of the run has a
+    key of its own.
 
     Args:
         key: Randomness for the whole run.

@@ -27,8 +27,8 @@ __all__ = ["DENSE_LIMIT", "DenseMetric", "Estimate", "LowRankMetric", "Metric", 
 DENSE_LIMIT = 64
 """Largest dimension in which ``auto`` keeps a dense metric; above, low rank plus diagonal."""
 RIDGE = 0.6
-"""The machine epsilon to this power is added to both covariances, in units of the diagonal optimum: what a window has not
-explored keeps scale one, and what it has explored is not blurred."""
+"""The machine epsilon to this power is added to both covariances, in units of the diagonal optimum: what a window has
+not explored keeps scale one, and what it has explored is not blurred."""
 RANK = 32
 KEPT = 100
 """Draws that a low-rank estimate keeps of each window (its last ones)."""
