@@ -15,6 +15,10 @@ PYTEST := $(BIN)/python -m pytest -n 2
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	@touch $@
 
+.venv/docs: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
+
 demo: .venv/ready
 	$(BIN)/probgen demo
 
@@ -24,6 +28,9 @@ test: .venv/ready lint
 test-all: .venv/ready lint
 	$(PYTEST)
 
+docs: .venv/docs
+	$(BIN)/sphinx-build -W -b html docs docs/_build
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,4 +38,4 @@ lint: .venv/ready
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf .venv
+	rm -rf .venv docs/_build

@@ -212,3 +212,13 @@ def test_subsampled_plates_know_their_full_size():
 
     (plate,) = pg.Model(program, {"y": Y}, coords={"row": list("abcdef")}).sites["y"].plates
     assert (plate.name, plate.size, plate.subsample) == ("row", 6, 2)
+
+
+def test_axes_of_arguments_can_be_named(eight_schools):
+    model = pg.Model(
+        eight_schools.program, dict(eight_schools.leaves), dict(eight_schools.coords), dims={"sigma": ["school"]}
+    )
+    tree = pg.infer(model, pg.NUTS(), draws=50, warmup=50, chains=1)
+    assert tree["constant_data/sigma"].school.values.tolist() == list("ABCDEFGH")
+    with pytest.raises(pg.DataError, match=r"dims\['sigma'\] has 2 names, but 'sigma' has shape \(8,\)"):
+        pg.Model(eight_schools.program, dict(eight_schools.leaves), dims={"sigma": ["a", "b"]})

@@ -61,6 +61,8 @@ def kernel_factory(backend: str, method: str, offered: tuple[str, ...]) -> Calla
     served = backends_of(method, offered)
     if backend not in served:
         raise MethodError(f"backend {backend!r} does not serve the method {method!r}. {suggestion(backend, served)}")
+    if backend not in _OURS and backend not in _third_party():
+        raise MethodError(f"backend {backend!r} is not registered. Call pg.register_backend({backend!r}, ...) first.")
     module = importlib.import_module(_OURS[backend]) if backend in _OURS else _third_party()[backend]
     return module.KERNELS[method]
 

@@ -33,7 +33,8 @@ __all__ = ["GOOD_K", "Weights", "check_plan", "evaluate", "has_evidence", "split
 GOOD_K = 0.7
 """Pareto k-hat above which weights cannot be trusted at any practical number of draws."""
 _BATCH = 256
-_EQUAL = 1e-9
+_EQUAL = 0.05
+"""Largest log weights closer together than this have no tail worth fitting: k-hat does not see how small it is."""
 _LEAST_TAIL = 5
 
 
@@ -44,7 +45,7 @@ class Weights:
     Attributes:
         raw: Log weights, shape ``(n,)``.
         smoothed: Pareto-smoothed, normalised log weights.
-        pareto_k: Shape of the tail of the weights; ``-inf`` where the largest are equal, NaN for fewer than 21 draws.
+        pareto_k: Shape of the tail of the weights; ``-inf`` where the largest are within 5 % of one another, NaN for fewer than 21 draws.
         ess: Effective sample size of the smoothed weights, between 1 and ``n``.
         log_evidence: Log of the mean raw weight.
         log_evidence_se: Its standard error (delta method).
@@ -79,8 +80,7 @@ def _pareto(raw: np.ndarray) -> tuple[np.ndarray, float]:
     if tail < _LEAST_TAIL:
         return raw, math.nan
     largest = np.sort(raw)[-tail - 1 :]
-    if largest[-1] - largest[0] < _EQUAL * max(1.0, abs(largest[-1])):
-        # The largest weights are equal up to rounding: there is no tail to fit.
+    if largest[-1] - largest[0] < _EQUAL:
         return raw, -math.inf
     from arviz_stats.base import array_stats
 

@@ -31,7 +31,7 @@ class NUTS(KernelMethod):
     Attributes:
         backend: ``"blackjax"`` (default: our adaptation around BlackJAX's transition) or ``"numpyro"`` (NumPyro's
             sampler with its own adaptation).
-        target_accept: Acceptance rate that the step size aims at, in (0, 1). ``None``: 0.8, and 0.9 in chains whose
+        target_accept: Acceptance rate that the step size aims at, in (0, 1). ``None``: 0.8, and 0.95 in chains whose
             warm-up keeps diverging.
         max_tree_depth: Trajectories have at most ``2 ** max_tree_depth - 1`` leapfrog steps.
         metric: ``"auto"``, ``"dense"``, ``"low_rank"`` or ``"diagonal"``. All minimise the Fisher divergence over the

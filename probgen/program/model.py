@@ -59,7 +59,8 @@ class Model(eqx.Module):
             ``None`` are static (sizes and switches), and a new value of one compiles anew.
         coords: Labels by dimension. Dimensions are named after plates; the time axis of a ``scan`` is ``time``; event
             axes are named by ``infer={"event_dims": [...]}`` at the site; others are ``SITE_dim_0`` and so on.
-        dims: Dimension names by site, where neither plates nor ``event_dims`` give them (deterministic sites, say).
+        dims: Dimension names by site, where neither plates nor ``event_dims`` give them (deterministic sites, say), or
+            by argument, for the axes of ``constant_data``.
         given: Values of further observed sites; ``condition`` fills it.
         world: Interventions by site; ``do`` fills it.
 
@@ -115,7 +116,7 @@ class Model(eqx.Module):
         values = {("data", k): v for k, v in self.leaves.items()}
         values |= {("given", k): v for k, v in self.given.items()} | {("world", k): v for k, v in self.world.items()}
         sites, self.own_keys = discover(program, self._rebound, values)
-        self.sites = SiteTable(_renamed(sites, self.dims))
+        self.sites = SiteTable(_renamed(sites, self.dims, self.leaves))
         self._check_labels()
 
     # -- running -----------------------------------------------------------------------------------------------------
@@ -299,16 +300,20 @@ def _labels(name: str, values: Any) -> tuple[Any, ...]:
     return tuple(array.tolist())
 
 
-def _renamed(sites: tuple[Site, ...], dims: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[Site, ...]:
+def _renamed(
+    sites: tuple[Site, ...], dims: tuple[tuple[str, tuple[str, ...]], ...], leaves: Mapping[str, Any]
+) -> tuple[Site, ...]:
     names = dict(dims)
-    known = {site.name: site for site in sites}
+    shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items() if not isinstance(leaf, dict)}
+    shapes |= {site.name: site.shape for site in sites}
     for name, new in names.items():
-        if name not in known:
-            raise DataError(f"dims names the site {name!r}, which the program does not have. {suggestion(name, known)}")
-        if len(new) != len(known[name].shape):
+        if name not in shapes:
             raise DataError(
-                f"dims[{name!r}] has {len(new)} names, but the site has shape {known[name].shape}. Give one name per "
-                f"axis."
+                f"dims names {name!r}, which is neither a site nor an array among the data. {suggestion(name, shapes)}"
+            )
+        if len(new) != len(shapes[name]):
+            raise DataError(
+                f"dims[{name!r}] has {len(new)} names, but {name!r} has shape {shapes[name]}. Give one name per axis."
             )
     return tuple(dataclasses.replace(s, dims=names[s.name]) if s.name in names else s for s in sites)
 

@@ -1,7 +1,8 @@
 """Compiled programs, kept by what they are made from.
 
-``jax.jit`` compiles at the first call, inside that call. Here tracing and compiling are steps of their own: several programs compile side by
-side, the time is measured, and chains that run in threads never trace (NumPyro's handler stack belongs to one thread).
+``jax.jit`` compiles at the first call, inside that call. Here tracing and compiling are steps of their own: several
+programs compile side by side, the time is measured, and chains that run in threads never trace (NumPyro's handler
+stack belongs to one thread).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 __all__ = ["Executable", "compile_all", "compile_count", "use_compilation_cache"]
 
@@ -50,9 +52,9 @@ def compile_all(calls: Sequence[tuple[Callable[..., Any], Args]]) -> tuple[list[
     """Compile several functions for given arguments, side by side; arrays are traced, all else is static.
 
     Args:
-        calls: Pairs of a function and its arguments. The function must be hashable (best defined at module level); arrays
-            may be ``jax.ShapeDtypeStruct``. Arguments that depend on what an earlier function of the list returns are
-            given as a function of the shapes returned so far.
+        calls: Pairs of a function and its arguments. The function must be hashable (best defined at module level);
+            arrays may be ``jax.ShapeDtypeStruct``. Arguments that depend on what an earlier function of the list
+            returns are given as a function of the shapes returned so far.
 
     Returns:
         The executables, and the seconds that compilation took (0 when all were at hand).
@@ -95,15 +97,16 @@ def compile_count() -> int:
 def use_compilation_cache(folder: str | os.PathLike[str] | bool = True) -> None:
     """Say where compiled programs are kept on disk, so that a new process need not compile them again.
 
-    They are by default, in the cache folder of the user (``$XDG_CACHE_HOME`` or ``~/.cache``, below it ``probgen/xla``);
-    a folder that JAX has been given already is left alone. The folder holds code that will be run: let nobody else
-    write to it.
+    They are by default, in the cache folder of the user (``$XDG_CACHE_HOME`` or ``~/.cache``, below it
+    ``probgen/xla``); a folder that JAX has been given already is left alone. The folder holds code that will be run:
+    let nobody else write to it.
 
     Args:
         folder: Where to keep them. ``True`` is the default folder; ``False`` keeps nothing.
     """
     global _disk_cache_chosen
     _disk_cache_chosen = True
+    compilation_cache.reset_cache()  # JAX looks for the folder once only
     if folder is False:
         jax.config.update("jax_compilation_cache_dir", None)
         return

@@ -1,7 +1,8 @@
 """The driver: runs compiled pieces of work, several chains side by side, with progress and interruption.
 
-On a CPU each chain is one call of a single-chain program in a thread of its own: XLA releases the interpreter lock, so as many chains run at once as
-there are cores, none waits for another's deeper tree, and only one small program is compiled. On an accelerator all chains are one batched program.
+On a CPU each chain is one call of a single-chain program in a thread of its own: XLA releases the interpreter lock, so
+as many chains run at once as there are cores, none waits for another's deeper tree, and only one small program is
+compiled. On an accelerator all chains are one batched program.
 """
 
 from __future__ import annotations
