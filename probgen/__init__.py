@@ -21,6 +21,7 @@ from probgen.infer.discrete_gibbs import DiscreteHMCGibbs, MixedHMC
 from probgen.infer.ensemble import AIES, ESS
 from probgen.infer.exact import Exact
 from probgen.infer.guides import BNAF, ELBO, IAF, IWAE, FullRank, LowRank, MeanField, Renyi
+from probgen.infer.hmcecs import HMCECS
 from probgen.infer.infer import RunFailed, infer
 from probgen.infer.langevin import MALA, Barker
 from probgen.infer.laplace import Laplace
@@ -46,6 +47,7 @@ __all__ = [
     "ELBO",
     "ESS",
     "HMC",
+    "HMCECS",
     "IAF",
     "IWAE",
     "MALA",

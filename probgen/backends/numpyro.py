@@ -21,40 +21,16 @@ from numpyro.infer import HMC, NUTS, DiscreteHMCGibbs, MixedHMC
 from numpyro.infer.mcmc import MCMCKernel
 
 from probgen.backends.numpyro_ensemble import KERNELS as ensembles
+from probgen.backends.numpyro_state import FLAT, dense, like, rekeyed
+from probgen.backends.numpyro_subsampling import KERNELS as subsampling
 from probgen.base.errors import MethodError
 from probgen.base.typing import Position, PRNGKey, Scalar, Values
 from probgen.kernels.kernel import Draw, Kernel, Stats
-from probgen.kernels.metric import DENSE_LIMIT
 from probgen.program.density import Density
 from probgen.program.handlers import base_of
 from probgen.program.sites import Kind
 
 __all__ = ["KERNELS"]
-
-_FLAT = "_u"
-"""Name under which NumPyro sees the coordinates."""
-
-
-def _dense(metric: str, dim: int) -> bool:
-    return metric == "dense" or (metric == "auto" and dim <= DENSE_LIMIT)
-
-
-def _rekeyed(state: Any, key: PRNGKey) -> Any:
-    """The state with every random key in it replaced by one of this step."""
-    leaves, treedef = jax.tree.flatten(state)
-    return treedef.unflatten(
-        [
-            jax.random.fold_in(key, i) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-            for i, leaf in enumerate(leaves)
-        ]
-    )
-
-
-def _like(old: Any, new: Any) -> Any:
-    """The new state with the dtypes of the old one, as a loop needs it."""
-    return jax.tree.map(
-        lambda o, n: n if n.dtype == o.dtype else n.astype(o.dtype), old, jax.tree.map(jnp.asarray, new)
-    )
 
 
 class HamiltonianKernel(Kernel):
@@ -78,18 +54,18 @@ class HamiltonianKernel(Kernel):
         def potential(u: Position) -> Scalar:
             return -density.log_density(u)
 
-        dense = _dense(self.metric, density.dim)
+        dense_mass = dense(self.metric, density.dim)
         if self.max_tree_depth:
             engine = NUTS(
                 potential_fn=potential,
-                dense_mass=dense,
+                dense_mass=dense_mass,
                 target_accept_prob=self.target,
                 max_tree_depth=self.max_tree_depth,
             )
         else:
             engine = HMC(
                 potential_fn=potential,
-                dense_mass=dense,
+                dense_mass=dense_mass,
                 target_accept_prob=self.target,
                 num_steps=self.steps,
                 trajectory_length=cast(Any, None),
@@ -103,7 +79,7 @@ class HamiltonianKernel(Kernel):
     def step(self, key: PRNGKey, density: Density, state: Any) -> tuple[Any, Draw]:
         """See ``Kernel.step``."""
         engine, _ = self._engine(key, density, state.z)
-        new = _like(state, engine.sample(_rekeyed(state, key), (), {}))
+        new = like(state, engine.sample(rekeyed(state, key), (), {}))
         stats = {
             "lp": -new.potential_energy,
             "energy": new.energy,
@@ -140,7 +116,7 @@ class _DiscreteKernel(Kernel):
         supports = _supports(density, u)
 
         def program() -> None:
-            u = numpyro.sample(_FLAT, dist.ImproperUniform(dist.constraints.real_vector, (), (density.dim,)))
+            u = numpyro.sample(FLAT, dist.ImproperUniform(dist.constraints.real_vector, (), (density.dim,)))
             indices = {}
             for site in density.model.of_kind(Kind.discrete):
                 uniform: Any = dist.Categorical(logits=jnp.zeros((*site.shape, len(supports[site.name]))))
@@ -149,9 +125,9 @@ class _DiscreteKernel(Kernel):
                 value = _held(density, supports, indices).log_density(jnp.asarray(u))
             numpyro.factor("_density", value)
 
-        engine = self._build(program, _dense(self.metric, density.dim))
+        engine = self._build(program, dense(self.metric, density.dim))
         start = {name: jnp.argmin(jnp.abs(supports[name] - value[..., None]), -1) for name, value in values.items()}
-        return engine, engine.init(key, self.warmup, {_FLAT: u, **start}, (), {}), supports
+        return engine, engine.init(key, self.warmup, {FLAT: u, **start}, (), {}), supports
 
     def init(self, key: PRNGKey, density: Density, u: Position) -> Any:
         """See ``Kernel.init``. Each chain starts from its own draw of the discrete sites where that is possible."""
@@ -164,9 +140,9 @@ class _DiscreteKernel(Kernel):
     def step(self, key: PRNGKey, density: Density, state: Any) -> tuple[Any, Draw]:
         """See ``Kernel.step``."""
         key_engine, key_step = jax.random.split(key)
-        engine, _, supports = self._engine(key_engine, density, state.z[_FLAT], density.discrete)
-        new = _like(state, engine.sample(_rekeyed(state, key_step), (), {}))
-        u = new.z[_FLAT]
+        engine, _, supports = self._engine(key_engine, density, state.z[FLAT], density.discrete)
+        new = like(state, engine.sample(rekeyed(state, key_step), (), {}))
+        u = new.z[FLAT]
         discrete = {name: supports[name][new.z[name]] for name in supports}
         lp = _held(density, supports, {name: new.z[name] for name in supports}).log_density(u)
         return new, Draw(u, {"lp": lp, **self._stats(state, new, lp)}, discrete)
@@ -314,6 +290,7 @@ def mixed_kernel(method: Any, warmup: int) -> Kernel:
 
 KERNELS = {
     **ensembles,
+    **subsampling,
     "nuts": nuts_kernel,
     "hmc": hmc_kernel,
     "discrete_hmc_gibbs": discrete_gibbs_kernel,

@@ -21,7 +21,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from probgen.base.errors import Ended, MethodError
@@ -29,6 +28,7 @@ from probgen.base.typing import Position, PRNGKey, Scalar
 from probgen.infer.approximate import check_plan, draw_normal, has_evidence, weighted_run
 from probgen.infer.method import Method, Need, Plan, Run
 from probgen.infer.sampling import no_start
+from probgen.kernels.climb import lbfgs
 from probgen.kernels.loop import find_start
 from probgen.program.density import Density
 from probgen.run.compiled import compile_all
@@ -71,33 +71,8 @@ class Mode(eqx.Module):
 def climb(key: PRNGKey, density: Density, max_steps: int) -> Mode:
     """A local mode of the unconstrained density, from a random start."""
     start, ok = find_start(key, density)
-    u, steps = _lbfgs(density, start, max_steps)
+    u, steps = lbfgs(density, start, max_steps)
     return _newton(density, u, steps, ok, min(max_steps, _NEWTON_STEPS))
-
-
-def _lbfgs(density: Density, start: Position, max_steps: int) -> tuple[Position, Array]:
-    def loss(u: Any) -> Scalar:
-        value = -density.log_density(u)
-        return jnp.where(jnp.isfinite(value), value, jnp.inf)
-
-    optimizer = optax.lbfgs()
-    value_and_grad = optax.value_and_grad_from_state(loss)
-
-    def step(carry: tuple[Array, Position, Any, Scalar, Array]) -> tuple[Array, Position, Any, Scalar, Array]:
-        count, u, state, before, quiet = carry
-        value, grad = value_and_grad(u, state=state)
-        value, grad = jnp.asarray(value), jnp.asarray(grad)
-        updates, state = optimizer.update(grad, state, u, value=value, grad=grad, value_fn=loss)
-        # Twice in a row no gain beyond rounding: Newton steps do the rest.
-        still = before - value <= 10 * jnp.finfo(value.dtype).eps * (1 + jnp.abs(value))
-        new = u + jnp.asarray(updates)
-        new = jnp.where(jnp.all(jnp.isfinite(new)), new, u)
-        return count + 1, new, state, value, jnp.where(still, quiet + 1, 0)
-
-    zero = jnp.zeros((), int)
-    carry = (zero, start, optimizer.init(start), jnp.asarray(jnp.inf, start.dtype), zero)
-    count, u, *_ = jax.lax.while_loop(lambda c: (c[0] < max_steps) & (c[4] < 2), step, carry)
-    return u, count
 
 
 def _newton(density: Density, u: Position, steps: Array, ok: Array, limit: int) -> Mode:

@@ -18,7 +18,7 @@ from probgen.program.density import Block, Density
 from probgen.program.model import Model
 from probgen.program.sites import Kind, Site
 
-__all__ = ["BatchDensity"]
+__all__ = ["BatchDensity", "check_minibatches", "is_subsampled"]
 
 
 class BatchDensity(Density):
@@ -41,17 +41,7 @@ class BatchDensity(Density):
 
     def __init__(self, model: Model, key: PRNGKey) -> None:
         super().__init__(model)
-        for site in model.of_kind(Kind.discrete):
-            raise MethodError(
-                f"site {site.name!r} is discrete, and a mini-batch density does not sum it out. Sum it out by hand "
-                f"(a MixtureSameFamily, say)."
-            )
-        for site in model.sites:
-            if site.latent and _subsampled(site):
-                raise MethodError(
-                    f"site {site.name!r} is latent inside a plate with subsample_size, so its rows are others in every "
-                    f"batch. Marginalise it, or drop subsample_size and use a method that sees all rows."
-                )
+        check_minibatches(model)
         self.key = key
 
     def of(self, key: PRNGKey) -> BatchDensity:
@@ -65,8 +55,24 @@ class BatchDensity(Density):
     def constrain(self, u: Position, discrete: Values | None = None) -> Values:
         """See ``Density.constrain``; sites inside a subsampled plate, which belong to one batch, are left out."""
         values = super().constrain(u, discrete)
-        return {name: value for name, value in values.items() if not _subsampled(self.model.sites[name])}
+        return {name: value for name, value in values.items() if not is_subsampled(self.model.sites[name])}
 
 
-def _subsampled(site: Site) -> bool:
+def check_minibatches(model: Model) -> None:
+    """Raise ``MethodError`` for a model that no density of mini-batches fits: see ``BatchDensity``."""
+    for site in model.of_kind(Kind.discrete):
+        raise MethodError(
+            f"site {site.name!r} is discrete, and a mini-batch density does not sum it out. Sum it out by hand "
+            f"(a MixtureSameFamily, say)."
+        )
+    for site in model.sites:
+        if site.latent and is_subsampled(site):
+            raise MethodError(
+                f"site {site.name!r} is latent inside a plate with subsample_size, so its rows are others in every "
+                f"batch. Marginalise it, or drop subsample_size and use a method that sees all rows."
+            )
+
+
+def is_subsampled(site: Site) -> bool:
+    """Whether an execution of the program sees only some of the rows of a site."""
     return any(plate.subsample < plate.size for plate in site.plates)

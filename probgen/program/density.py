@@ -191,7 +191,7 @@ class Density(eqx.Module):
             raise ModelError(f"values lack the site {missing[0]!r}. Give a value for every latent site.")
         data = {**self.discrete, **{block.name: jnp.asarray(values[block.name]) for block in self.blocks}}
         with handlers.block():
-            sites = handlers.trace(handlers.substitute(InitialKeys(self.model.bind()), data=data)).get_trace()
+            sites = handlers.trace(handlers.substitute(self.bound(), data=data)).get_trace()
         return self._flat(sites)
 
     def draw_discrete(self, key: PRNGKey, u: Position) -> Values:
@@ -234,6 +234,10 @@ class Density(eqx.Module):
         parts = [chart_of(sites[b.name]["fn"], b.name).inverse(sites[b.name]["value"]).reshape(-1) for b in self.blocks]
         return jnp.concatenate(parts).astype(float) if parts else jnp.zeros((0,))
 
+    def bound(self) -> Callable[[], Any]:
+        """The program with its data, ready to be given values of its latent sites."""
+        return InitialKeys(self.model.bind())
+
     def substituted(self, u: Position, discrete: Values | None = None) -> Callable[[], Any]:
         """The program with its latent sites at the values of ``u`` and of ``discrete``."""
         blocks, held = self.split(u), {**self.discrete, **(discrete or {})}
@@ -255,7 +259,7 @@ class Density(eqx.Module):
             more = 0 if step is None else len(site["fn"].shape()) - jnp.ndim(x)
             return x.reshape((1,) * more + x.shape) if more > 0 else x
 
-        return handlers.substitute(InitialKeys(self.model.bind()), substitute_fn=value)
+        return handlers.substitute(self.bound(), substitute_fn=value)
 
     def _run(self, u: Position, discrete: Values | None = None) -> dict[str, Any]:
         return handlers.trace(self.substituted(u, discrete)).get_trace()

@@ -20,7 +20,7 @@ from numpyro.primitives import Messenger
 
 from probgen.base.errors import ModelError
 
-__all__ = ["InitialKeys", "Intervene", "Unobserve", "Watch", "base_of", "natural_name"]
+__all__ = ["InitialKeys", "Intervene", "ShowRows", "Unobserve", "Watch", "base_of", "natural_name"]
 
 type Message = dict[str, Any]
 
@@ -140,6 +140,24 @@ class Unobserve(_Reaching):
         msg["infer"] = {**msg["infer"], "was_observed": True}
         if msg["kwargs"]["rng_key"] is None:
             msg["kwargs"]["rng_key"] = numpyro.prng_key()
+
+
+class ShowRows(_Reaching):
+    """Choose the rows that plates show; a plate scales by the number of rows that it is given.
+
+    Args:
+        program: A callable without arguments.
+        rows: By plate name, indices of rows, shape ``(n,)``.
+    """
+
+    def __init__(self, program: Callable[[], Any], rows: Mapping[str, Array]) -> None:
+        super().__init__(program)
+        self.rows = rows
+
+    def act(self, msg: Message, step: Array | None, length: int | None) -> None:
+        if msg["type"] == "plate" and msg["name"] in self.rows:
+            rows = self.rows[msg["name"]]
+            msg["args"], msg["value"] = (msg["args"][0], rows.shape[0]), rows
 
 
 class Watch(_Reaching):
