@@ -20,7 +20,8 @@ def as_key(seed: int | jax.Array) -> jax.Array:
     """Turn a seed into a typed JAX key.
 
     Args:
-        seed: A non-negative int, or one typed key as ``jax.random.key`` makes it (shape ``()``).
+        seed: A non-negative int (below 2**63; in 32-bit mode, below 2**32), or one typed key as ``jax.random.key``
+            makes it (shape ``()``).
 
     Raises:
         SeedError: For anything else, a raw ``uint32`` key of ``jax.random.PRNGKey`` included.
@@ -28,6 +29,10 @@ def as_key(seed: int | jax.Array) -> jax.Array:
     if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
         if seed < 0:
             raise SeedError(f"seed must not be negative, got {seed}. Give a non-negative int.")
+        # JAX drops what does not fit, and different seeds would give one key.
+        bits = 63 if jax.config.jax_enable_x64 else 32  # pyright: ignore[reportAttributeAccessIssue]
+        if seed >= 2**bits:
+            raise SeedError(f"seed must be less than 2**{bits}, got {seed}. Give a smaller int, or a typed key.")
         return jax.random.key(int(seed))
     if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         if seed.shape != ():

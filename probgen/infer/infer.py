@@ -18,6 +18,7 @@ from probgen.infer.method import Method, Need, Plan
 from probgen.infer.results import to_tree
 from probgen.program.model import Model
 from probgen.program.sites import Kind
+from probgen.run.compiled import TRACING
 from probgen.run.progress import show_by_default
 
 if TYPE_CHECKING:
@@ -76,9 +77,11 @@ def infer(
             f"model must be a pg.Model, got {type(model).__name__}. Wrap the program: pg.Model(program, data=...)."
         )
     _check_counts(draws=draws, warmup=warmup, chains=chains, thin=thin)
+    draws, warmup, chains, thin = int(draws), int(warmup), int(chains), int(thin)
     chosen = method
     if chosen is None:
-        chosen, reason = choose(model)
+        with TRACING:
+            chosen, reason = choose(model)
     elif isinstance(chosen, type) or not isinstance(chosen, Method):
         shown = chosen.__name__ if isinstance(chosen, type) else repr(chosen)
         raise MethodError(f"method must be a method object, got {shown}. Write for example pg.NUTS().")
@@ -87,7 +90,8 @@ def infer(
     chosen.check()
     key = as_key(seed)
     check_model(model, chosen)
-    density = chosen.density(model)
+    with TRACING:
+        density = chosen.density(model)
     plan = Plan(draws, warmup, chains, thin, keep_warmup, show_by_default() if progress is None else progress)
     run = chosen.run(key, density, plan)
     attrs = {
@@ -103,7 +107,8 @@ def infer(
         "precision": "64-bit" if jax.config.jax_enable_x64 else "32-bit",
         "device": jax.devices()[0].device_kind,
     }
-    tree = to_tree(model, density, run, attrs, warmup // thin if keep_warmup else 0)
+    with TRACING:
+        tree = to_tree(model, density, run, attrs, warmup // thin if keep_warmup else 0)
     if run.ended not in (Ended.completed, Ended.interrupted):
         message = f"{run.ended.value} {run.attrs.get('chains_report', '')}".strip()
         if throw:

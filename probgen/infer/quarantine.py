@@ -12,11 +12,13 @@ import dataclasses
 
 import numpy as np
 
-__all__ = ["Verdict", "compare"]
+__all__ = ["FEWEST", "Verdict", "compare"]
 
 RHAT_LIMIT = 1.2
 """Split R-hat above which chains disagree. Four healthy chains of 26 effective draws each exceed it in one coordinate
 with probability 1e-6: between the eight halves, n (R^2 - 1) is a chi-square with 7 degrees of freedom over 7, n = 13."""
+FEWEST = 50
+"""Draws per chain from which R-hat is looked at: fewer draws of healthy chains are often less than 26 effective ones."""
 GAP_LIMIT = 6.0
 """Distance of a chain's mean from the median of the chains' means, in pooled standard deviations within chains, above
 which the chain is lost."""
@@ -88,7 +90,7 @@ def compare(u: np.ndarray, stats: dict[str, np.ndarray], skip: int = 0) -> Verdi
         reasons.append(f"Chains {failing} reject or diverge nearly always: they are tuned for another place.")
     rhat = _split_rhat(series)
     worst = int(np.argmax(rhat)) if rhat.size else 0
-    if rhat.size and rhat[worst] > RHAT_LIMIT:
+    if draws >= FEWEST and rhat.size and rhat[worst] > RHAT_LIMIT:
         apart = _standing_apart(series)
         lost |= set(apart)
         text = f"chains {sorted(apart)} stand apart from the others" if apart else "no chain can be singled out"

@@ -13,7 +13,7 @@ from jax import Array
 from probgen.base.errors import Ended, MethodError
 from probgen.base.typing import PRNGKey
 from probgen.infer.method import Plan, Run
-from probgen.infer.quarantine import Verdict, compare
+from probgen.infer.quarantine import FEWEST, Verdict, compare
 from probgen.kernels.kernel import Kernel
 from probgen.kernels.loop import Drawn, advance, begin
 from probgen.program.density import Density
@@ -22,6 +22,9 @@ from probgen.run.driver import batched_by_default, drive, pieces, to_host
 from probgen.run.progress import Progress
 
 __all__ = ["sample"]
+
+type HostDrawn = Any
+"""``Drawn`` with NumPy arrays."""
 
 _SHOWN_PIECES = 20
 _RESTART = 1_000_003
@@ -46,23 +49,34 @@ def advance_batch(keys: Array, kernel: Kernel, density: Density, state: Any, *st
 class _Programs:
     """The compiled programs of one run, and how it is cut into pieces."""
 
-    def __init__(self, kernel: Kernel, density: Density, plan: Plan) -> None:
+    def __init__(self, key: PRNGKey, kernel: Kernel, density: Density, plan: Plan) -> None:
         self.kernel, self.density, self.plan = kernel, density, plan
         self.batched = batched_by_default() and not kernel.ensemble
         self.together = self.batched or kernel.ensemble
         """Whether one job holds all chains."""
         self.total = plan.warmup + plan.draws * plan.thin
-        self.record = 0 if plan.keep_warmup else plan.warmup
-        kept = -(-(self.total - self.record) // plan.thin)
+        # A warm-up that is kept is thinned too. The steps that fill no draw come first, so that its end is a cut.
+        spare = plan.warmup % plan.thin
+        self.record = spare if plan.keep_warmup else plan.warmup
+        kept = (self.total - self.record) // plan.thin
         self.size = -(-kept // _SHOWN_PIECES) if plan.progress else kept
-        self.scout = min(SCOUT, plan.warmup // 4 // plan.thin * plan.thin)
-        rest = pieces(self.total, plan.warmup, self.size * plan.thin) if plan.progress else [(0, self.total)]
-        self.pieces = [(max(first, self.scout), last) for first, last in rest if last > self.scout]
-        self.begin, self.advance, self.compile_seconds = self._compile()
+        scout = min(SCOUT, plan.warmup // 4) // plan.thin * plan.thin
+        self.scouting, self.pieces = self._cut(spare + scout if scout else 0)
+        self.begin, self.advance, self.compile_seconds = self._compile(key)
 
-    def _compile(self) -> tuple[Executable, Executable, float]:
+    def _cut(self, scout: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """The pieces before the chains are compared for the first time, after ``scout`` steps, and those after."""
+        plan, size = self.plan, self.size * self.plan.thin
+        if not plan.progress:
+            return [(0, scout)] if scout else [], [(scout, self.total)]
+        # No buffer limits a warm-up that is not kept.
+        coarse = size if plan.keep_warmup else max(size, -(-plan.warmup // _SHOWN_PIECES))
+        rest = pieces(scout, plan.warmup, coarse) + pieces(plan.warmup, self.total, size)
+        return pieces(0, scout, coarse), rest
+
+    def _compile(self, key: PRNGKey) -> tuple[Executable, Executable, float]:
         start, go = (begin_batch, advance_batch) if self.batched else (begin, advance)
-        keys = jax.random.split(jax.random.key(0), self.plan.chains) if self.batched else jax.random.key(0)
+        keys = jnp.stack([key] * self.plan.chains) if self.batched else key
         begun = (keys, self.kernel, self.density, self.plan.chains, self.anywhere())
         index = jnp.zeros((), int)
 
@@ -135,18 +149,22 @@ def sample(key: PRNGKey, kernel: Kernel, density: Density, plan: Plan) -> Run:
     Raises:
         MethodError: If no starting point with a finite density was found; the message names the site.
     """
-    programs = _Programs(kernel, density, plan)
+    programs = _Programs(key, kernel, density, plan)
     skip = plan.warmup // plan.thin if plan.keep_warmup else 0
     began = time.perf_counter()
     drawn, interrupted = _run(programs, [jax.random.fold_in(key, c) for c in range(plan.chains)], key)
+    if drawn is None:
+        raise KeyboardInterrupt
     verdict = compare(drawn.u, drawn.stats, skip)
     restarted: list[int] = []
-    if verdict.lost and not interrupted and not kernel.ensemble and plan.draws >= 50:
-        restarted = list(verdict.lost)
-        given = [_second_start(drawn, c, verdict.lost) for c in restarted]
-        again, interrupted = _run(programs, [jax.random.fold_in(key, _RESTART + c) for c in restarted], key, given)
-        drawn = jax.tree.map(lambda old, new: _replaced(old, new, restarted), drawn, again)
-        verdict = compare(drawn.u, drawn.stats, skip)
+    if verdict.lost and not interrupted and not kernel.ensemble and plan.draws >= FEWEST:
+        lost = list(verdict.lost)
+        given = [_second_start(drawn, c, verdict.lost, skip) for c in lost]
+        again, interrupted = _run(programs, [jax.random.fold_in(key, _RESTART + c) for c in lost], key, given)
+        if again is not None and not interrupted:  # else the first run stays: it is whole
+            restarted = lost
+            drawn = jax.tree.map(lambda old, new: _replaced(old, new, lost), drawn, again)
+            verdict = compare(drawn.u, drawn.stats, skip)
     run = Run(dict(drawn.values), dict(drawn.stats), drawn.u, _ended(verdict, interrupted))
     run.seconds = {"compile": programs.compile_seconds, "sampling": time.perf_counter() - began}
     if restarted:
@@ -156,7 +174,7 @@ def sample(key: PRNGKey, kernel: Kernel, density: Density, plan: Plan) -> Run:
     return run
 
 
-def _second_start(drawn: Drawn, chain: int, lost: tuple[int, ...]) -> np.ndarray:
+def _second_start(drawn: HostDrawn, chain: int, lost: tuple[int, ...], skip: int) -> np.ndarray:
     """Where a lost chain starts again: where it ended, if it has got to where the others are; else anywhere (NaN).
 
     A chain that came late, from a poor start, has tuned itself for the wrong place but knows the right one now.
@@ -164,16 +182,14 @@ def _second_start(drawn: Drawn, chain: int, lost: tuple[int, ...]) -> np.ndarray
     end = drawn.u[chain, -1]
     healthy = [c for c in range(len(drawn.u)) if c not in lost]
     lp = drawn.stats.get("lp")
-    if lp is None or not healthy or not np.isfinite(end).all() or lp[chain, -1] < lp[healthy].min():
+    if lp is None or not healthy or not np.isfinite(end).all() or lp[chain, -1] < lp[healthy, skip:].min():
         return np.full_like(end, np.nan)
     return end
 
 
 def _replaced(old: np.ndarray, new: np.ndarray, chains: list[int]) -> np.ndarray:
     old = np.array(old)
-    length = min(old.shape[1], new.shape[1])
-    old = old[:, :length]
-    old[chains] = new[:, :length]
+    old[chains] = new
     return old
 
 
@@ -185,8 +201,13 @@ def _ended(verdict: Verdict, interrupted: bool) -> Ended:
 
 def _run(
     programs: _Programs, keys: list[PRNGKey], key: PRNGKey, given: list[np.ndarray] | None = None
-) -> tuple[Drawn, bool]:
-    """Run one chain per key, from given points where there are some; the draws have axes ``(chains, draws, ...)``."""
+) -> tuple[HostDrawn | None, bool]:
+    """Run one chain per key, from given points where there are some.
+
+    Returns:
+        The draws, with axes ``(chains, draws, ...)``, and whether the run was interrupted; ``None`` if that was before
+        every chain had some.
+    """
     chains = programs.plan.chains
     if programs.batched:
         # The batch has a fixed size: a few chains that are started again run beside copies, which are dropped.
@@ -201,7 +222,7 @@ def _run(
     if not all(job.started for job in jobs):
         raise no_start(programs.density, key)
     if any(not job.drawn for job in jobs):
-        raise KeyboardInterrupt
+        return None, interrupted
     if programs.batched:
         drawn = jax.tree.map(lambda x: x[: len(keys)], _concatenated(jobs[0].drawn, 1))
     elif programs.kernel.ensemble:
@@ -225,8 +246,7 @@ def _drive(programs: _Programs, jobs: list[_Job]) -> bool:
     else:
         labels = [f"chain {i}" for i in range(len(jobs))]
     with Progress(labels, programs.total, plan.progress) as progress:
-        scouting = [(0, programs.scout)] if programs.scout else []
-        interrupted = drive([job.work for job in jobs], scouting, progress)
+        interrupted = drive([job.work for job in jobs], programs.scouting, progress)
         for chance in range(SECOND_CHANCES if len(jobs) > 1 else 0):
             lp = np.array([job.lp for job in jobs])
             far = BEHIND + 3 * np.sqrt(programs.density.dim)
@@ -235,7 +255,7 @@ def _drive(programs: _Programs, jobs: list[_Job]) -> bool:
                 break
             for i in behind:
                 jobs[i].begin(jax.random.fold_in(jobs[i].key, _RESTART + chance))
-            interrupted = drive([jobs[i].work for i in behind], scouting, progress, behind)
+            interrupted = drive([jobs[i].work for i in behind], programs.scouting, progress, behind)
         return interrupted or drive([job.work for job in jobs], programs.pieces, progress)
 
 

@@ -17,8 +17,9 @@ __all__ = ["Drawn", "advance", "begin", "find_start"]
 
 TRIES = 100
 CANDIDATES = 5
-_RECOVERY = 2**32 - 1
-"""Stands for the recovery of discrete sites among the step numbers that make keys."""
+_START, _RECOVERY = 2**32 - 2, 2**32 - 1
+"""Stand for the start, and for the recovery of discrete sites, among the step numbers that make keys. The key of a
+chain is never split: ``split`` makes the same keys as ``fold_in`` with 0, 1, ..., which belong to the first steps."""
 
 
 class Drawn(eqx.Module):
@@ -67,7 +68,7 @@ def begin(key: PRNGKey, kernel: Kernel, density: Density, chains: int, given: Ar
         chains: Number of chains of an ensemble.
         given: Where to start, in unconstrained coordinates; a start is searched where an entry is NaN, or if ``None``.
     """
-    key_start, key_init = jax.random.split(key)
+    key_start, key_init = jax.random.split(jax.random.fold_in(key, _START))
 
     def start(key: PRNGKey) -> tuple[Position, Array]:
         return find_start(key, density, gradient=kernel.gradient)

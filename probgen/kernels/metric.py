@@ -26,9 +26,9 @@ __all__ = ["DENSE_LIMIT", "DenseMetric", "Estimate", "LowRankMetric", "Metric", 
 
 DENSE_LIMIT = 64
 """Largest dimension in which ``auto`` keeps a dense metric; above, low rank plus diagonal."""
-RIDGE = 0.6
+RIDGE = 0.35
 """The machine epsilon to this power is added to both covariances, in units of the diagonal optimum: what a window has
-not explored keeps scale one, and what it has explored is not blurred."""
+not explored keeps scale one, and what it has explored is hardly blurred."""
 RANK = 32
 KEPT = 100
 """Draws that a low-rank estimate keeps of each window (its last ones)."""
@@ -224,18 +224,15 @@ def _diagonal(draw_var: Array, grad_var: Array) -> Array:
 
 def _correction(draws: Array, grads: Array) -> tuple[Array, Array]:
     """Eigenvalues and eigenvectors of the optimum, from covariances in units of the diagonal optimum."""
-    ridge = jnp.finfo(draws.dtype).eps ** RIDGE * jnp.eye(draws.shape[0])
-    c, g = draws + ridge, grads + ridge
-    g_root, g_inverse_root = _power(g, 0.5), _power(g, -0.5)
-    optimum = g_inverse_root @ _power(g_root @ c @ g_root, 0.5) @ g_inverse_root
-    values, vectors = jnp.linalg.eigh(_symmetric(optimum))
-    return jnp.clip(values, 1e-12), vectors
+    ridge = float(jnp.finfo(draws.dtype).eps) ** RIDGE
+    c_root, g_root = _root(draws, ridge), _root(grads, ridge)
+    # C # G^-1 = C^1/2 (C^1/2 G C^1/2)^-1/2 C^1/2. Singular values of the roots and not eigenvalues of the products:
+    # where a window has fewer draws than dimensions, the square of the ridge would drown in rounding.
+    _, values, vectors = jnp.linalg.svd(g_root @ c_root)
+    _, values, vectors = jnp.linalg.svd((vectors / jnp.sqrt(values)[:, None]) @ c_root)
+    return jnp.clip(values**2, 1e-12), vectors.T
 
 
-def _symmetric(matrix: Array) -> Array:
-    return (matrix + matrix.T) / 2
-
-
-def _power(matrix: Array, exponent: float) -> Array:
-    values, vectors = jnp.linalg.eigh(_symmetric(matrix))
-    return (vectors * jnp.clip(values, 1e-20) ** exponent) @ vectors.T
+def _root(matrix: Array, ridge: float) -> Array:
+    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+    return (vectors * jnp.sqrt(jnp.clip(values, 0.0) + ridge)) @ vectors.T

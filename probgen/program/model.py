@@ -20,6 +20,8 @@ from probgen.base.errors import DataError, ModelError, suggestion
 from probgen.base.typing import Program
 from probgen.program.handlers import Intervene, natural_name
 from probgen.program.sites import RESERVED, Kind, Site, discover
+from probgen.program.tracing import surroundings
+from probgen.run.compiled import TRACING
 
 if TYPE_CHECKING:
     import networkx
@@ -86,6 +88,9 @@ class Model(eqx.Module):
     dims: tuple[tuple[str, tuple[str, ...]], ...] = eqx.field(static=True)
     sites: SiteTable = eqx.field(static=True)
     """Every site, in the order of execution."""
+    surroundings: tuple[Any, ...] = eqx.field(static=True)
+    """What the program and ``mechanisms`` find outside of their arguments, and the types of ``settings``: all that is
+    compiled in and that equality of the other fields does not see."""
     own_keys: bool = eqx.field(static=True)
     """Whether the program draws random keys of its own (``numpyro.prng_key``); such a program can only be simulated."""
 
@@ -115,7 +120,12 @@ class Model(eqx.Module):
             raise ModelError(f"the program and its settings must be hashable: {error}. Pass arrays as data.") from error
         values = {("data", k): v for k, v in self.leaves.items()}
         values |= {("given", k): v for k, v in self.given.items()} | {("world", k): v for k, v in self.world.items()}
-        sites, self.own_keys = discover(program, self._rebound, values)
+        self.surroundings = (
+            *(surroundings(f) for f in (program, *dict(self.mechanisms).values())),
+            tuple(type(value) for _, value in self.settings),
+        )
+        with TRACING:
+            sites, self.own_keys = discover(program, self._rebound, values)
         self.sites = SiteTable(_renamed(sites, self.dims, self.leaves))
         self._check_labels()
 

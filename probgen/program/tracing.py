@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import inspect
 import io
 import random
@@ -22,9 +23,11 @@ import numpy as np
 from probgen.base.errors import ModelError, ProbgenError, ProbgenWarning
 from probgen.program.handlers import Watch
 
-__all__ = ["check_repeatable", "explained", "makes_generators", "pure"]
+__all__ = ["check_repeatable", "explained", "makes_generators", "pure", "surroundings"]
 
 _LIBRARIES = (str(Path(__file__).parents[1]), sysconfig.get_paths()["purelib"], sysconfig.get_paths()["stdlib"])
+_DEPTH = 8
+"""Containers nested deeper than this compare by identity."""
 _FROZEN = "which JAX would run once and freeze. Use numpyro.sample, or pass the numbers as data."
 
 
@@ -120,6 +123,41 @@ def pure(program: Callable[..., Any]) -> Iterator[None]:
         )
 
 
+def surroundings(program: Callable[..., Any]) -> tuple[Any, ...]:
+    """What a program finds outside of its arguments (globals, enclosed variables, attributes of its object), to compare.
+
+    These values are built into what is compiled, so programs whose surroundings differ must not share it. Numbers,
+    strings, NumPy arrays and containers of them compare by content, all else by identity.
+    """
+    found = _mentioned(program)[1]
+    return tuple((n, _content(found[n])) for n in sorted(found) if not isinstance(found[n], types.ModuleType))
+
+
+class _Same:
+    """Equal to itself only; what it holds stays alive, so that its identity is not given to another."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _content(value: Any, depth: int = 0) -> Any:
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return type(value), value
+    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+        return str(value.dtype), value.shape, hashlib.blake2b(value.tobytes()).digest()
+    if depth < _DEPTH and isinstance(value, list | tuple | set | frozenset):
+        return type(value), tuple(_content(item, depth + 1) for item in value)
+    if depth < _DEPTH and isinstance(value, dict):
+        return type(value), tuple((_content(k, depth + 1), _content(v, depth + 1)) for k, v in value.items())
+    return _Same(value)
+
+
 def makes_generators(program: Callable[..., Any]) -> bool:
     """Whether the code of a program makes random generators of its own, whose state nobody else can watch."""
     return not _mentioned(program)[0].isdisjoint({"default_rng", "RandomState", "Generator", "Random"})
@@ -146,10 +184,11 @@ def _mentioned(program: Callable[..., Any]) -> tuple[set[str], dict[str, Any]]:
     while isinstance(program, functools.partial):
         program = program.func
     program = inspect.unwrap(program)
-    if not isinstance(program, types.FunctionType):
-        program = type(program).__call__
     names: set[str] = set()
     values: dict[str, Any] = {}
+    if not isinstance(program, types.FunctionType):
+        values |= getattr(getattr(program, "__self__", program), "__dict__", {})
+        program = getattr(program, "__func__", type(program).__call__)
     waiting, known = [program], set()
     while waiting:
         function = waiting.pop()

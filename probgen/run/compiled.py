@@ -20,11 +20,12 @@ import equinox as eqx
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-__all__ = ["Executable", "compile_all", "compile_count", "use_compilation_cache"]
+__all__ = ["TRACING", "Executable", "compile_all", "compile_count", "use_compilation_cache"]
 
 _KEPT = 256
 _cache: OrderedDict[Any, Executable] = OrderedDict()
-_lock = threading.RLock()
+TRACING = threading.RLock()
+"""Held while a program is traced: NumPyro's stack of handlers belongs to the process, and so does standard output."""
 _count = 0
 _disk_cache_chosen = False
 
@@ -64,7 +65,7 @@ def compile_all(calls: Sequence[tuple[Callable[..., Any], Args]]) -> tuple[list[
     done: list[Executable | None] = []
     shapes: list[Any] = []
     missing: list[tuple[int, Any, _Lowered]] = []
-    with _lock:
+    with TRACING:
         for index, (function, args) in enumerate(calls):
             dynamic, static = eqx.partition(args(shapes) if callable(args) else args, _is_traced)
             key = _key(function, dynamic, static)
@@ -130,7 +131,9 @@ def _key(function: Callable[..., Any], dynamic: Any, static: Any) -> Any:
     leaves, treedef = jax.tree.flatten(dynamic)
     static_leaves, static_def = jax.tree.flatten(static)
     shapes = tuple((leaf.shape, leaf.dtype, bool(getattr(leaf, "weak_type", False))) for leaf in leaves)
-    return function, treedef, shapes, static_def, tuple(static_leaves), jax.config.jax_enable_x64, jax.default_backend()
+    # What else decides on numbers while tracing and compiling.
+    config = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision, jax.config.jax_threefry_partitionable
+    return function, treedef, shapes, static_def, tuple(static_leaves), config, jax.default_backend()
 
 
 class _Lowered(NamedTuple):

@@ -1,12 +1,13 @@
 """The driver: runs compiled pieces of work, several chains side by side, with progress and interruption.
 
-On a CPU each chain is one call of a single-chain program in a thread of its own: XLA releases the interpreter lock, so
-as many chains run at once as there are cores, none waits for another's deeper tree, and only one small program is
-compiled. On an accelerator all chains are one batched program.
+On a CPU the chains are calls of one single-chain program from as many threads as there are cores: XLA releases the
+interpreter lock, so that many run at once, none waits for another's deeper tree, and only one small program is compiled.
+On an accelerator all chains are one batched program.
 """
 
 from __future__ import annotations
 
+import collections
 import itertools
 import os
 import threading
@@ -29,16 +30,15 @@ def batched_by_default() -> bool:
     return jax.default_backend() != "cpu"
 
 
-def pieces(total: int, warmup: int, size: int) -> list[tuple[int, int]]:
-    """Cut ``total`` steps into pieces of at most ``size`` that do not cross the end of the warm-up."""
-    cuts = [*range(0, warmup, max(size, 1)), *range(warmup, total, max(size, 1)), total]
-    return list(itertools.pairwise(cuts))
+def pieces(first: int, last: int, size: int) -> list[tuple[int, int]]:
+    """Cut the steps from ``first`` to ``last`` into pieces of ``size``; the remainder comes first."""
+    return list(itertools.pairwise([first, *reversed(range(last, first, -size))]))
 
 
 def drive(
     workers: Sequence[Worker], steps: list[tuple[int, int]], progress: Progress, bars: Sequence[int] | None = None
 ) -> bool:
-    """Run every worker through all pieces, side by side.
+    """Run every worker through all pieces, side by side; where there are more workers than cores, they take turns.
 
     Args:
         workers: One per chain, or one for all of them.
@@ -50,23 +50,29 @@ def drive(
         Whether the work was interrupted (Ctrl-C); pieces that were finished stay.
     """
     stop = threading.Event()
+    bars = range(len(workers)) if bars is None else bars
+    waiting = collections.deque((*job, steps) for job in zip(workers, bars, strict=True) if steps)
 
-    def run(worker: Worker, bar: int) -> None:
-        for first, last in steps:
-            if stop.is_set():
+    def run() -> None:
+        while waiting and not stop.is_set():
+            try:
+                worker, bar, ((first, last), *rest) = waiting.popleft()
+            except IndexError:  # another thread was faster
                 return
             progress.update(bar, last, worker(first, last))
+            if rest:
+                waiting.append((worker, bar, rest))
 
-    bars = range(len(workers)) if bars is None else bars
     with progress:
         if len(workers) == 1:
             try:
-                run(workers[0], bars[0])
+                run()
             except KeyboardInterrupt:
                 return True
             return False
-        with ThreadPoolExecutor(max(1, min(len(workers), os.cpu_count() or 1))) as pool:
-            futures = [pool.submit(run, *job) for job in zip(workers, bars, strict=True)]
+        threads = max(1, min(len(workers), os.cpu_count() or 1))
+        with ThreadPoolExecutor(threads) as pool:
+            futures = [pool.submit(run) for _ in range(threads)]
             try:
                 for future in futures:
                     future.result()
