@@ -30,17 +30,46 @@ def test_healthy_chains_agree(draws):
     assert all(compare(*healthy(seed, draws=draws)).agree for seed in range(100))
 
 
+@pytest.mark.parametrize("draws", [20, 49])
+def test_few_draws_of_healthy_chains_agree(draws):
+    assert all(compare(*autocorrelated(seed, 0.5, draws=draws)).agree for seed in range(100))
+
+
 def test_slow_but_healthy_chains_agree():
     # 26 effective draws per chain, of 1000: slow mixing is the business of the checks, not of the quarantine.
     assert sum(compare(*autocorrelated(seed, 0.95)).agree for seed in range(50)) >= 49
 
 
-def test_a_chain_in_another_mode_is_lost():
+def test_a_chain_in_a_place_of_low_density_is_lost():
     u, stats = healthy(0)
     u[2] += 10
+    stats["lp"][2] -= 40
     verdict = compare(u, stats)
     assert verdict.lost == (2,)
     assert not verdict.agree
+
+
+def test_half_of_the_chains_in_a_place_of_low_density_are_lost():
+    u, stats = healthy(0)
+    u[2:] += 10
+    stats["lp"][2:] -= 40
+    assert compare(u, stats).lost == (2, 3)
+
+
+def test_a_chain_in_another_mode_is_reported_and_kept():
+    u, stats = healthy(0)
+    u[2] += 10
+    verdict = compare(u, stats)
+    assert not verdict.agree
+    assert verdict.lost == ()
+    assert "chains [2] stand apart" in verdict.describe(("a", "b", "c"))
+
+
+def test_wild_draws_of_a_heavy_tail_are_never_replaced():
+    # Replacing chains that have been far out would thin the tail.
+    for seed in range(200):
+        u = np.random.default_rng(seed).standard_cauchy((4, 100, 1))
+        assert compare(u, {"lp": -np.log1p(u[..., 0] ** 2)}).lost == ()
 
 
 def test_two_modes_with_half_of_the_chains_each_are_reported_without_blame():

@@ -29,7 +29,9 @@ class Verdict:
     """What the comparison found.
 
     Attributes:
-        lost: Chains that stand apart from the others, are stuck, or are not finite.
+        lost: Chains that are not samples of the posterior: stuck, failing, not finite, begun far in the tail, or apart
+            from the others where the log density is far lower. A chain apart with as good a density may have found a
+            mode or a tail that the others have not: that is reported, and nothing is replaced, which would bias.
         worst: Largest split R-hat over coordinates and log density.
         coordinate: The coordinate that has it; -1 for the log density.
         reasons: One sentence per finding.
@@ -92,7 +94,8 @@ def compare(u: np.ndarray, stats: dict[str, np.ndarray], skip: int = 0) -> Verdi
     worst = int(np.argmax(rhat)) if rhat.size else 0
     if draws >= FEWEST and rhat.size and rhat[worst] > RHAT_LIMIT:
         apart = _standing_apart(series)
-        lost |= set(apart)
+        if lp is not None:
+            lost |= set(_lower(lp[..., 0]))
         text = f"chains {sorted(apart)} stand apart from the others" if apart else "no chain can be singled out"
         reasons.append(f"The chains disagree: {text}.")
     coordinate = -1 if worst >= dim else worst
@@ -130,6 +133,12 @@ def _standing_apart(series: np.ndarray) -> list[int]:
     limit = min(GAP_LIMIT, max(1.0, 0.5 * gap.max()))
     apart = np.flatnonzero(gap.max(-1) > limit).tolist()
     return apart if 2 * len(apart) < len(means) else []
+
+
+def _lower(lp: np.ndarray) -> list[int]:
+    """Chains that are nearly always below nearly everything that the best chain has seen."""
+    best = int(np.argmax(np.median(lp, 1)))
+    return np.flatnonzero(np.quantile(lp, 0.95, axis=1) < np.quantile(lp[best], 0.01)).tolist()
 
 
 def _started_far(lp: np.ndarray) -> np.ndarray:
