@@ -37,17 +37,18 @@ def main(refits=8):
         pg.infer(pg.Model(program, {**data, "y": y}), pg.NUTS(), seed=seed, progress=False)
         ours.append(time.perf_counter() - start)
 
-    mcmc = MCMC(
-        NumpyroNUTS(program),
-        num_warmup=1000,
-        num_samples=1000,
-        num_chains=4,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
     theirs = []
     for seed, y in enumerate(sets):
         start = time.perf_counter()
+        # A new object each time: a vectorised MCMC that is run again on other data fails.
+        mcmc = MCMC(
+            NumpyroNUTS(program),
+            num_warmup=1000,
+            num_samples=1000,
+            num_chains=4,
+            chain_method="vectorized",
+            progress_bar=False,
+        )
         mcmc.run(jax.random.key(seed), **{**{k: np.asarray(v) for k, v in data.items()}, "y": y})
         jax.block_until_ready(mcmc.get_samples())
         theirs.append(time.perf_counter() - start)

@@ -7,8 +7,10 @@ An engine is a module (or any object) with a mapping ``KERNELS`` from a method's
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -73,7 +75,13 @@ def backends_of(method: str, offered: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _third_party() -> dict[str, Backend]:
-    for point in importlib.metadata.entry_points(group="probgen.backends"):
+    for point in _entry_points(tuple(sys.path)):
         if point.name not in _registered:
             register(point.name, point.load())
     return _registered
+
+
+@functools.cache
+def _entry_points(path: tuple[str, ...]) -> tuple[importlib.metadata.EntryPoint, ...]:
+    """Engines that installed packages declare; reading them takes longer than a small refit, so once per ``sys.path``."""
+    return tuple(importlib.metadata.entry_points(group="probgen.backends"))
