@@ -42,6 +42,13 @@ def load(posterior):
     return program, match_arguments(program, columns).data, columns, entry
 
 
+def load_arrays(posterior):
+    import jax.numpy as jnp
+
+    program, data, _, _ = load(posterior)
+    return program, {k: v if isinstance(v, int) else jnp.asarray(v) for k, v in data.items()}
+
+
 def probgen_fitter(posterior, stan):
     import probgen as pg
 
@@ -59,12 +66,10 @@ def probgen_fitter(posterior, stan):
 def numpyro_fitter(posterior, stan):
     import arviz_base
     import jax
-    import jax.numpy as jnp
     import numpy as np
     from numpyro.infer import MCMC, NUTS
 
-    program, data, _, _ = load(posterior)
-    data = {k: jnp.asarray(v) if not isinstance(v, int) else v for k, v in data.items()}
+    program, data = load_arrays(posterior)
     mcmc = MCMC(
         NUTS(program),
         num_warmup=WARMUP,
@@ -88,12 +93,10 @@ def blackjax_fitter(posterior, stan):
     import arviz_base
     import blackjax
     import jax
-    import jax.numpy as jnp
     import numpy as np
     from numpyro.infer.util import initialize_model
 
-    program, data, _, _ = load(posterior)
-    data = {k: jnp.asarray(v) if not isinstance(v, int) else v for k, v in data.items()}
+    program, data = load_arrays(posterior)
     compiled = {}
 
     def prepare():
@@ -133,14 +136,12 @@ def blackjax_fitter(posterior, stan):
 
 def nutpie_fitter(posterior, stan):
     import jax
-    import jax.numpy as jnp
     import numpy as np
     import nutpie
     from jax.flatten_util import ravel_pytree
     from numpyro.infer.util import constrain_fn, initialize_model, potential_energy
 
-    program, data, _, _ = load(posterior)
-    data = {k: jnp.asarray(v) if not isinstance(v, int) else v for k, v in data.items()}
+    program, data = load_arrays(posterior)
     kept = {}
 
     def prepare():

@@ -21,7 +21,7 @@ from probgen.base.keys import SeedError
 from probgen.infer.quarantine import Verdict
 from probgen.kernels.kernel import Draw, Kernel
 from probgen.kernels.loop import begin
-from probgen.kernels.metric import MetricKind
+from probgen.kernels.metric import estimate_of
 from probgen.program.density import Density
 from probgen.run.driver import drive, pieces
 from probgen.run.progress import Progress
@@ -251,7 +251,7 @@ def condition(kind, covariance, count, dtype):
     u = np.random.default_rng(0).normal(size=(count, dim)) @ np.linalg.cholesky(covariance).T
     grads = -np.linalg.solve(covariance, u.T).T
     pairs = jnp.asarray(u, dtype), jnp.asarray(grads, dtype)
-    empty = jax.tree.map(lambda x: x.astype(dtype), MetricKind.choose(kind, dim).estimate.empty(dim))
+    empty = jax.tree.map(lambda x: x.astype(dtype), estimate_of(kind, dim).empty(dim))
     metric = jax.lax.scan(lambda estimate, pair: (estimate.add(*pair), None), empty, pairs)[0].metric()
     inverse = np.linalg.inv(np.asarray(jax.vmap(metric.push)(jnp.eye(dim, dtype=dtype)), float).T)
     return np.linalg.cond(inverse @ covariance @ inverse.T)

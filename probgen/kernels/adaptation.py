@@ -18,7 +18,7 @@ from jax import Array
 
 from probgen.base.typing import Position, PRNGKey, Scalar
 from probgen.kernels.kernel import Draw, Kernel, Stats
-from probgen.kernels.metric import Estimate, Metric, MetricKind, start_metric
+from probgen.kernels.metric import Estimate, Metric, estimate_of
 from probgen.program.density import Density
 
 __all__ = ["AdaptedKernel", "Moved", "Whitened", "windows"]
@@ -137,15 +137,15 @@ class AdaptedKernel(Kernel):
     def init(self, key: PRNGKey, density: Density, u: Position) -> AdaptedState:
         """See ``Kernel.init``."""
         log_density, grad = jax.value_and_grad(density.log_density)(u)
-        kind = MetricKind.choose(self.metric, u.shape[0])
-        metric = start_metric(kind, grad)
+        estimate = estimate_of(self.metric, u.shape[0])
+        metric = estimate.start(grad)
         return AdaptedState(
             index=jnp.zeros((), int),
             u=u,
             log_density=log_density,
             grad=metric.pull(grad),
             metric=metric,
-            estimate=kind.estimate.empty(u.shape[0]),
+            estimate=estimate.empty(u.shape[0]),
             step=StepSize.start(np.log(self.step_size)),
             target=jnp.asarray(self.target, float),
             diverged=jnp.zeros(()),

@@ -22,7 +22,7 @@ from jax import Array
 
 from probgen.base.typing import Position, Scalar
 
-__all__ = ["DENSE_LIMIT", "DenseMetric", "Estimate", "LowRankMetric", "Metric", "MetricKind", "start_metric"]
+__all__ = ["DENSE_LIMIT", "DenseMetric", "Estimate", "LowRankMetric", "Metric", "estimate_of"]
 
 DENSE_LIMIT = 64
 """Largest dimension in which ``auto`` keeps a dense metric; above, low rank plus diagonal."""
@@ -109,6 +109,11 @@ class Estimate(eqx.Module):
     def empty(cls, dim: int) -> Estimate:
         """No draws yet."""
 
+    @classmethod
+    @abc.abstractmethod
+    def start(cls, grad: Array) -> Metric:
+        """A first guess of the metric from one gradient: coordinates with steep gradients are narrow."""
+
     @abc.abstractmethod
     def add(self, u: Position, grad: Array) -> Estimate:
         """Add one draw and its gradient, both in unconstrained coordinates."""
@@ -128,6 +133,10 @@ class DiagonalEstimate(Estimate):
     @classmethod
     def empty(cls, dim: int) -> DiagonalEstimate:
         return cls(jnp.zeros(()), jnp.zeros((2, dim)), jnp.zeros((2, dim)))
+
+    @classmethod
+    def start(cls, grad: Array) -> DiagonalMetric:
+        return DiagonalMetric(_start_scale(grad))
 
     def add(self, u: Position, grad: Array) -> DiagonalEstimate:
         new, count = jnp.stack([u, grad]), self.count + 1
@@ -150,6 +159,11 @@ class DenseEstimate(Estimate):
     @classmethod
     def empty(cls, dim: int) -> DenseEstimate:
         return cls(jnp.zeros(()), jnp.zeros((2, dim)), jnp.zeros((2, dim, dim)))
+
+    @classmethod
+    def start(cls, grad: Array) -> DenseMetric:
+        scale = _start_scale(grad)
+        return DenseMetric(jnp.diag(scale), jnp.diag(1 / scale))
 
     def add(self, u: Position, grad: Array) -> DenseEstimate:
         new, count = jnp.stack([u, grad]), self.count + 1
@@ -176,6 +190,11 @@ class LowRankEstimate(Estimate):
     def empty(cls, dim: int) -> LowRankEstimate:
         return cls(DiagonalEstimate.empty(dim), jnp.zeros((KEPT, 2, dim)))
 
+    @classmethod
+    def start(cls, grad: Array) -> LowRankMetric:
+        rank = min(RANK, grad.shape[0])
+        return LowRankMetric(_start_scale(grad), jnp.eye(grad.shape[0], rank), jnp.ones(rank))
+
     def add(self, u: Position, grad: Array) -> LowRankEstimate:
         slot = self.diagonal.count.astype(int) % KEPT
         return LowRankEstimate(self.diagonal.add(u, grad), self.last.at[slot].set(jnp.stack([u, grad])))
@@ -193,28 +212,15 @@ class LowRankEstimate(Estimate):
         return LowRankMetric(scale, basis @ vectors[:, kept], values[kept])
 
 
-class MetricKind(eqx.Module):
-    """How to estimate the metric, and where to begin; resolved once from the dimension."""
-
-    estimate: type[Estimate] = eqx.field(static=True)
-
-    @classmethod
-    def choose(cls, name: str, dim: int) -> MetricKind:
-        """The kind called ``name``; ``auto`` is dense up to ``DENSE_LIMIT`` coordinates and low rank above."""
-        if name == "auto":
-            name = "dense" if dim <= DENSE_LIMIT else "low_rank"
-        return cls({"dense": DenseEstimate, "diagonal": DiagonalEstimate, "low_rank": LowRankEstimate}[name])
+def estimate_of(kind: str, dim: int) -> type[Estimate]:
+    """How the metric called ``kind`` is estimated: ``auto`` is dense up to ``DENSE_LIMIT`` coordinates, low rank above."""
+    if kind == "auto":
+        kind = "dense" if dim <= DENSE_LIMIT else "low_rank"
+    return {"dense": DenseEstimate, "diagonal": DiagonalEstimate, "low_rank": LowRankEstimate}[kind]
 
 
-def start_metric(kind: MetricKind, grad: Array) -> Metric:
-    """A first guess from one gradient: coordinates with steep gradients are narrow."""
-    scale = jnp.clip(1 / jnp.sqrt(jnp.clip(jnp.abs(grad), 1e-10)), 1e-3, 1e1)
-    if kind.estimate is DenseEstimate:
-        return DenseMetric(jnp.diag(scale), jnp.diag(1 / scale))
-    if kind.estimate is DiagonalEstimate:
-        return DiagonalMetric(scale)
-    rank = min(RANK, grad.shape[0])
-    return LowRankMetric(scale, jnp.eye(grad.shape[0], rank), jnp.ones(rank))
+def _start_scale(grad: Array) -> Array:
+    return jnp.clip(1 / jnp.sqrt(jnp.clip(jnp.abs(grad), 1e-10)), 1e-3, 1e1)
 
 
 def _diagonal(draw_var: Array, grad_var: Array) -> Array:
