@@ -247,6 +247,7 @@ def measure(posterior, sampler, fits, stan):
     return {
         "posterior": posterior,
         "sampler": sampler,
+        "fits": fits,
         "cold": walls[0],
         "warm": warm,
         "min_ess": least,
@@ -310,6 +311,7 @@ def main():
     parser.add_argument("--only", nargs="*", help="posteriors; all by default")
     parser.add_argument("--samplers", nargs="*", default=SAMPLERS)
     parser.add_argument("--fits", type=int, default=4, help="fits per process; the first is the cold one")
+    parser.add_argument("--missing", action="store_true", help="only pairs that the results do not have yet")
     parser.add_argument("--limit", type=float, default=400.0, help="seconds per pair")
     parser.add_argument("--stan", help="folder posterior_database of a posteriordb checkout, for PyStan")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "posteriordb.json"))
@@ -324,6 +326,8 @@ def main():
     for posterior in posteriors:
         for sampler in args.samplers:
             if sampler == "pystan" and not args.stan:
+                continue
+            if args.missing and any((r["posterior"], r["sampler"]) == (posterior, sampler) for r in rows):
                 continue
             row = run_pair(posterior, sampler, args.fits, args.stan, args.limit)
             rows = [r for r in rows if (r["posterior"], r["sampler"]) != (posterior, sampler)] + [row]

@@ -1,11 +1,9 @@
 """How kernels are run: keys, pieces, thinning, kept warm-up, restarts, threads, and what compiled programs are kept by."""
 
 import collections
-import importlib
 import itertools
 import sys
 import time
-import types
 from concurrent.futures import ThreadPoolExecutor
 
 import equinox as eqx
@@ -18,6 +16,7 @@ import pytest
 
 import probgen as pg
 from probgen.base.keys import SeedError
+from probgen.infer import chains, sampling
 from probgen.infer.quarantine import Verdict
 from probgen.kernels.kernel import Draw, Kernel
 from probgen.kernels.loop import begin
@@ -25,8 +24,6 @@ from probgen.kernels.metric import estimate_of
 from probgen.program.density import Density
 from probgen.run.driver import drive, pieces
 from probgen.run.progress import Progress
-
-sampling = importlib.import_module("probgen.infer.sampling")  # pg.infer is the function
 
 
 def normal(y):
@@ -112,7 +109,7 @@ def test_a_kept_warmup_and_pieces_change_no_draw(model, draws, warmup, thin, pro
 
 def test_chains_in_one_batch_draw_what_chains_in_threads_draw(model, monkeypatch):
     threads = fit(model, draws=10, warmup=10, chains=3)
-    monkeypatch.setattr(sampling, "batched_by_default", lambda: True)
+    monkeypatch.setattr(chains, "batched_by_default", lambda: True)
     batch = fit(model, draws=10, warmup=10, chains=3)
     np.testing.assert_allclose(batch["posterior/m"], threads["posterior/m"], rtol=1e-6)
 
@@ -148,18 +145,41 @@ def test_only_the_lost_chain_is_run_again(model, one_lost):
 
 
 def test_an_interrupted_second_start_leaves_the_first_run_whole(model, one_lost, monkeypatch):
-    run = sampling._run
-    monkeypatch.setattr(sampling, "_run", lambda *args: run(*args) if len(args) == 3 else (None, True))
+    drive = sampling._drive
+    monkeypatch.setattr(sampling, "_drive", lambda programs, jobs: jobs[0].sink.again or drive(programs, jobs))
     tree = fit(model)
     assert tree["posterior/m"].shape == (2, 60)
     assert tree.attrs["ended"] == "interrupted"
     assert "restarted_chains" not in tree.attrs
 
 
-def test_a_second_start_is_not_judged_by_the_warmup_of_the_others():
-    lp = np.array([[-50.0, -1, -1], [-50, -20, -20]])
-    drawn = types.SimpleNamespace(u=np.ones((2, 3, 1)), stats={"lp": lp})
-    assert np.isnan(sampling._second_start(drawn, 1, (1,), skip=1)).all()
+def test_a_second_start_is_not_judged_by_the_warmup_of_the_others(model, one_lost, monkeypatch):
+    seen, read = [], chains.Sink.read
+
+    def recorded(self, *args):
+        seen.append(read(self, *args))
+        return seen[-1]
+
+    monkeypatch.setattr(chains.Sink, "read", recorded)
+    fit(model, keep_warmup=True)
+    assert {len(draws) for draws in seen} == {60}
+
+
+def test_a_second_start_that_finds_no_finite_point_leaves_the_first_run_whole(model, one_lost, monkeypatch):
+    begin = chains.Job.work
+
+    def nowhere(self, first, last):
+        if self.sink.again:
+            self.started = False
+            return {}
+        return begin(self, first, last)
+
+    monkeypatch.setattr(chains.Job, "work", nowhere)
+    with pytest.warns(pg.ProbgenWarning, match="Chain 1 is lost"):
+        tree = fit(model)
+    assert tree["posterior/m"].shape == (2, 60)
+    assert tree.attrs["ended"] == "chains_disagree"
+    assert "restarted_chains" not in tree.attrs
 
 
 # -- what compiled programs are kept by ------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ class Ended(enum.Enum):
     """How a run ended; ``.value`` is a sentence for people."""
 
     completed = "The run completed."
+    unfinished = "The run has not ended, or was killed; the draws made until then are there."
     interrupted = "The run was interrupted; the draws made until then are kept."
     no_start = "No starting point with a finite log density was found."
     diverged = "A value that must be finite became NaN or infinite during the run."

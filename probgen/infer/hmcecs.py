@@ -102,14 +102,8 @@ class HMCECS(KernelMethod):
         """See ``Method.density``.
 
         Raises:
-            MethodError: If there is no subsampled plate, the program does not fit (see ``RowDensity``), or
-                ``reference`` does not.
+            MethodError: If the program does not fit (see ``RowDensity``), or ``reference`` does not.
         """
-        if not any(plate.subsample < plate.size for site in model.sites for plate in site.plates):
-            raise MethodError(
-                f"no plate of the model has subsample_size below its size, and {type(self).__name__} is made for "
-                f"{Need.subsampling.value}. Write numpyro.plate(name, N, subsample_size=m), or use pg.NUTS()."
-            )
         density = RowDensity(model, self._values(model))
         if density.reference is not None and not np.isfinite(np.asarray(density.reference)).all():
             bad = density.names[int(np.argmin(np.isfinite(np.asarray(density.reference))))]
@@ -152,7 +146,7 @@ class HMCECS(KernelMethod):
                 f"Drop subsample_size, and use pg.NUTS()."
             ) from error
         assert run.u is not None
-        u = run.u[:, -plan.draws :]
+        u = run.u
         some = np.linspace(0, u.shape[1] - 1, min(u.shape[1], -(-_LOOKS // len(u)))).astype(int)
         look = (key_look, density, jnp.asarray(u[:, some]))
         (program,), seconds = compile_all([(log_weights, look)])
@@ -173,11 +167,13 @@ class HMCECS(KernelMethod):
             )
         return run
 
-    def draw(self, key: PRNGKey, density: Density, *, draws: int, warmup: int, chains: int) -> Drawn:
+    def draw(
+        self, key: PRNGKey, density: Density, *, draws: int, warmup: int, chains: int, thin: int | Array = 1
+    ) -> Drawn:
         """See ``KernelMethod.draw``."""
         if not isinstance(density, RowDensity):
             density = self.density(density.model)
-        return super().draw(key, density, draws=draws, warmup=warmup, chains=chains)
+        return super().draw(key, density, draws=draws, warmup=warmup, chains=chains, thin=thin)
 
 
 def log_weights(key: PRNGKey, density: RowDensity, u: Array) -> Array:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import numbers
+import os
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +15,17 @@ import jax
 
 from probgen.base.errors import DataError, Ended, MethodError, ModelError, ProbgenError, ProbgenWarning
 from probgen.base.keys import as_key
+from probgen.base.typing import PRNGKey
 from probgen.infer.choose import choose
-from probgen.infer.method import Method, Need, Plan
-from probgen.infer.results import to_tree
+from probgen.infer.method import Method, Need, Plan, Run
+from probgen.infer.results import attributes, to_tree, versions
+from probgen.program.density import Density
+from probgen.program.fingerprint import fingerprint
 from probgen.program.model import Model
 from probgen.program.sites import Kind
 from probgen.run.compiled import TRACING
 from probgen.run.progress import show_by_default
+from probgen.run.store import Store
 
 if TYPE_CHECKING:
     import xarray
@@ -45,6 +51,7 @@ def infer(
     seed: int | jax.Array = 0,
     thin: int = 1,
     keep_warmup: bool = False,
+    store: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     throw: bool = False,
 ) -> xarray.DataTree:
@@ -59,6 +66,9 @@ def infer(
         seed: An int or a typed JAX key; the only source of randomness.
         thin: Keep every ``thin``-th draw (``draws`` counts kept ones).
         keep_warmup: Keep the warm-up as ``warmup_posterior`` and ``warmup_sample_stats``.
+        store: A folder ``*.zarr`` in which the run is kept while it goes on. After a crash or Ctrl-C the same call goes
+            on where it was, and ends with the same draws, bit for bit; of a run that has ended it returns the result.
+            ``pg.load`` reads it at any moment. Results above 256 MiB are read from it as they are used.
         progress: Show progress bars. ``None``: at a terminal only.
         throw: Raise ``RunFailed`` when the run does not end well, instead of warning.
 
@@ -70,6 +80,7 @@ def infer(
     Raises:
         ModelError: If the model cannot be inferred as it is.
         MethodError: If the method cannot run this model, its settings make no sense, or no finite start exists.
+        StoreError: If the store cannot be used, holds another run, or is damaged.
         RunFailed: With ``throw=True``, if the run did not end well.
     """
     if not isinstance(model, Model):
@@ -92,8 +103,6 @@ def infer(
     check_model(model, chosen)
     with TRACING:
         density = chosen.density(model)
-    plan = Plan(draws, warmup, chains, thin, keep_warmup, show_by_default() if progress is None else progress)
-    run = chosen.run(key, density, plan)
     attrs = {
         "method": chosen.name,
         "method_reason": reason,
@@ -107,14 +116,60 @@ def infer(
         "precision": "64-bit" if jax.config.jax_enable_x64 else "32-bit",
         "device": jax.devices()[0].device_kind,
     }
-    with TRACING:
-        tree = to_tree(model, density, run, attrs, warmup // thin if keep_warmup else 0)
-    if run.ended not in (Ended.completed, Ended.interrupted):
-        message = f"{run.ended.value} {run.attrs.get('chains_report', '')}".strip()
+    plan = Plan(draws, warmup, chains, thin, keep_warmup, show_by_default() if progress is None else progress)
+    if store is None:
+        run = chosen.run(key, density, plan)
+        with TRACING:
+            tree = to_tree(model, density, run, attrs, warmup // thin if keep_warmup else 0)
+    else:
+        with TRACING:
+            identity = _identity(model, chosen, key, density, attrs, keep_warmup=keep_warmup)
+        with Store(store, identity) as kept:
+            tree = kept.load() if kept.sealed else _run_stored(kept, model, chosen, key, density, plan, attrs)
+    ended = Ended[tree.attrs["ended"]]
+    if ended not in (Ended.completed, Ended.interrupted):
+        message = f"{ended.value} {tree.attrs.get('chains_report', '')}".strip()
         if throw:
             raise RunFailed(message, tree)
         warnings.warn(message, ProbgenWarning, stacklevel=2)
     return tree
+
+
+def _run_stored(
+    store: Store, model: Model, method: Method, key: PRNGKey, density: Density, plan: Plan, attrs: dict[str, Any]
+) -> xarray.DataTree:
+    """Begin a run in a store, or go on with it."""
+
+    def describe(run: Run) -> xarray.DataTree:
+        with TRACING:
+            tree = to_tree(model, density, run, attrs)
+        if plan.keep_warmup:
+            for group in ("posterior", "sample_stats"):
+                tree[f"warmup_{group}"] = tree[group].copy()
+        return tree
+
+    run = method.run(key, density, dataclasses.replace(plan, store=store, describe=describe))
+    if run.stored is None:
+        store.write(describe(run))
+    else:
+        store.commit(run.stored, attributes(attrs, run))
+        store.add("sample_stats", run.stats)
+    if run.ended is not Ended.interrupted:
+        store.seal()
+    return store.load()
+
+
+def _identity(
+    model: Model, method: Method, key: PRNGKey, density: Density, attrs: dict[str, Any], *, keep_warmup: bool
+) -> dict[str, str]:
+    """What makes a run this run: all that decides on its draws."""
+    settings = {f"setting {name!r} of the method": value for name, value in attrs["settings"].items()}
+    counts = {name: attrs[name] for name in ("method", "backend", "draws", "warmup", "chains", "thin", "precision")}
+    own = {**fingerprint(model, density), **counts, **settings, "keep_warmup": keep_warmup}
+    own |= {"seed": jax.random.key_data(key).tolist(), "platform": jax.default_backend()}
+    own |= {name.replace("_", " of "): version for name, version in versions().items()}
+    texts = {name: value if isinstance(value, str) else repr(value) for name, value in own.items()}
+    return {name: re.sub(r" at 0x[0-9a-f]+", "", text) for name, text in texts.items()}
 
 
 def check_model(model: Model, method: Method) -> None:
@@ -153,15 +208,18 @@ def check_model(model: Model, method: Method) -> None:
                 f"{wanted.value}. "
                 f"Use pg.Exact(), which sums over all values, or pg.DiscreteHMCGibbs()."
             )
-    if Need.subsampling not in method.needs and not method.takes_minibatches:
-        for site in model.sites:
-            for plate in site.plates:
-                if plate.subsample < plate.size:
-                    raise MethodError(
-                        f"plate {plate.name!r} sees {plate.subsample} of {plate.size} rows per execution, and "
-                        f"{type(method).__name__} needs all of them. "
-                        f"Drop subsample_size, or use a method for mini-batches (see pg.methods())."
-                    )
+    small = [plate for site in model.sites for plate in site.plates if plate.subsample < plate.size]
+    if small and Need.subsampling not in method.needs and not method.takes_minibatches:
+        raise MethodError(
+            f"plate {small[0].name!r} sees {small[0].subsample} of {small[0].size} rows per execution, and "
+            f"{type(method).__name__} needs all of them. "
+            f"Drop subsample_size, or use a method for mini-batches (see pg.methods())."
+        )
+    if not small and Need.subsampling in method.needs:
+        raise MethodError(
+            f"no plate of the model has subsample_size below its size, and {type(method).__name__} is made for "
+            f"{Need.subsampling.value}. Write numpyro.plate(name, N, subsample_size=m), or use pg.NUTS()."
+        )
     if Need.prior_draws in method.needs:
         for site in latent:
             if not site.proper:

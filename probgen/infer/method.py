@@ -5,12 +5,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from probgen.backends.registry import backends_of, kernel_factory
 from probgen.base.errors import Ended, MethodError, suggestion
@@ -20,6 +22,10 @@ from probgen.kernels.loop import Drawn, advance, begin
 from probgen.program.density import Density
 from probgen.program.enumerated import density_of
 from probgen.program.model import Model
+from probgen.run.store import Store
+
+if TYPE_CHECKING:
+    import xarray
 
 __all__ = ["KernelMethod", "Method", "Need", "Plan", "Run"]
 
@@ -36,7 +42,18 @@ class Need(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How much to run, and how visibly."""
+    """How much to run, how visibly, and where it is kept.
+
+    Attributes:
+        draws: Draws per chain that are kept.
+        warmup: Adaptation steps per chain.
+        chains: Number of chains.
+        thin: Keep every ``thin``-th draw.
+        keep_warmup: Keep the warm-up too.
+        progress: Show progress bars.
+        store: Where the run is kept, so that it can be resumed.
+        describe: Makes the labelled tree of a run; a store lays it out before the first draw.
+    """
 
     draws: int
     warmup: int
@@ -44,6 +61,8 @@ class Plan:
     thin: int = 1
     keep_warmup: bool = False
     progress: bool = False
+    store: Store | None = None
+    describe: Callable[[Run], xarray.DataTree] | None = None
 
 
 @dataclasses.dataclass
@@ -53,12 +72,13 @@ class Run:
     Attributes:
         values: Values of sites in constrained space, by name, shape ``(chains, draws, ...)``.
         stats: Statistics per draw, shape ``(chains, draws)``.
-        u: The same draws in unconstrained coordinates, shape ``(chains, draws, dim)``; ``None`` where a method has
-            none.
+        u: Draws in unconstrained coordinates after the warm-up, shape ``(chains, n, dim)``, evenly thinned where there
+            are more than 8,191; ``None`` where a method has none.
         ended: How the run ended.
         attrs: Numbers and sentences about the run as a whole (``log_evidence``, ``pareto_k`` ...).
         groups: Further groups of the tree: by group and variable, ``(dims, array)``.
         seconds: Seconds by stage (``compile``, ``sampling``).
+        stored: Draws by group, where the values are in the store of the plan already.
     """
 
     values: dict[str, np.ndarray]
@@ -68,6 +88,7 @@ class Run:
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
     groups: dict[str, dict[str, tuple[tuple[str, ...], np.ndarray]]] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    stored: dict[str, int] | None = None
 
 
 class Method(eqx.Module):
@@ -125,8 +146,12 @@ class KernelMethod(Method):
 
         return sample(key, self.kernel(plan.warmup), density, plan)
 
-    def draw(self, key: PRNGKey, density: Density, *, draws: int, warmup: int, chains: int) -> Drawn:
+    def draw(
+        self, key: PRNGKey, density: Density, *, draws: int, warmup: int, chains: int, thin: int | Array = 1
+    ) -> Drawn:
         """The draws as one pure function: under ``jit`` and ``vmap``, over data sets too.
+
+        Every ``thin``-th draw is kept; ``thin`` may be traced.
 
         Returns:
             Draws with leading axes ``(chains, draws)``. A run without a finite start is all NaN.
@@ -136,11 +161,14 @@ class KernelMethod(Method):
 
         def chain(key: PRNGKey) -> Drawn:
             state, ok = begin(key, kernel, density, chains)
-            drawn = advance(key, kernel, density, state, zero, zero + warmup + draws, zero + warmup, draws, 1)[1]
+            last = zero + warmup + draws * thin
+            drawn = advance(key, kernel, density, state, zero, last, zero + warmup, draws, thin)[1]
             return jax.tree.map(
                 lambda x: jnp.where(ok, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x, drawn
             )
 
         if kernel.ensemble:
             return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), chain(key))
+        if chains == 1:  # a batch of one would still pay for being a batch
+            return jax.tree.map(lambda x: x[None], chain(jax.random.fold_in(key, 0)))
         return jax.vmap(chain)(jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(chains)))

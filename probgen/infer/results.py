@@ -19,7 +19,7 @@ from probgen.program.sites import Kind
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["constant_data", "dataset", "labelled", "observed_data", "to_tree"]
+__all__ = ["attributes", "constant_data", "dataset", "labelled", "observed_data", "to_tree", "versions"]
 
 
 def to_tree(model: Model, density: Density, run: Run, attrs: dict[str, Any], warmup: int = 0) -> xarray.DataTree:
@@ -45,18 +45,24 @@ def to_tree(model: Model, density: Density, run: Run, attrs: dict[str, Any], war
         groups[group] = dataset(model, variables)
     groups |= {"observed_data": observed_data(model), "constant_data": constant_data(model)}
     chains, draws = next(iter(run.values.values())).shape[:2] if run.values else (0, 0)
-    for name in ("posterior", "sample_stats"):
-        groups[name] = groups[name].assign_coords(chain=np.arange(chains), draw=np.arange(draws - warmup))
+    for name in groups:
+        if name.endswith(("posterior", "sample_stats")):
+            length = warmup if name.startswith("warmup") else draws - warmup
+            groups[name] = groups[name].assign_coords(chain=np.arange(chains), draw=np.arange(length))
     tree = xarray.DataTree.from_dict(
         {name: group for name, group in groups.items() if group.data_vars or name == "posterior"}
     )
-    tree.attrs.update(
-        _plain({**attrs, **run.attrs, **_versions(), "ended": run.ended.name, "ended_because": run.ended.value})
-    )
-    tree.attrs.update({f"seconds_{stage}": seconds for stage, seconds in run.seconds.items()})
-    # ArviZ and other readers look at the posterior, people at the root.
-    tree["posterior"].attrs.update({"inference_library": "probgen", **tree.attrs})
+    for group, values in attributes(attrs, run).items():
+        (tree[group] if group else tree).attrs.update(values)
     return tree
+
+
+def attributes(attrs: dict[str, Any], run: Run) -> dict[str, dict[str, Any]]:
+    """What a tree says about its run, by group (the root is ``""``): people look there, ArviZ at the posterior."""
+    ended = {"ended": run.ended.name, "ended_because": run.ended.value}
+    seconds = {f"seconds_{stage}": seconds for stage, seconds in run.seconds.items()}
+    root = {**_plain({**attrs, **run.attrs, **versions(), **ended}), **seconds}
+    return {"": root, "posterior": {"inference_library": "probgen", **root}}
 
 
 def dataset(model: Model, variables: dict[str, tuple[tuple[str, ...], np.ndarray]]) -> xarray.Dataset:
@@ -115,7 +121,8 @@ def constant_data(model: Model) -> xarray.Dataset:
     return dataset(model, variables)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of what decides on the numbers, as attributes."""
     packages = ("probgen", "numpyro", "jax", "blackjax")
     versions = {}
     for package in packages:

@@ -1,9 +1,12 @@
-"""Running a kernel: compile, start, warm up and draw, chains side by side; then compare the chains."""
+"""Running a kernel: start, warm up and draw, chains side by side; compare the chains; start lost ones again.
+
+Where a store is given, every decision is written down before it is carried out, so that a run which goes on takes the
+same ones.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,135 +15,20 @@ from jax import Array
 
 from probgen.base.errors import Ended, MethodError
 from probgen.base.typing import PRNGKey
+from probgen.infer.chains import RESTART, Job, Programs, Sink
 from probgen.infer.method import Plan, Run
 from probgen.infer.quarantine import FEWEST, Verdict, compare
 from probgen.kernels.kernel import Kernel
-from probgen.kernels.loop import Drawn, advance, begin
 from probgen.program.density import Density
-from probgen.run.compiled import Executable, compile_all
-from probgen.run.driver import batched_by_default, drive, pieces, to_host
+from probgen.run.driver import drive
 from probgen.run.progress import Progress
 
-__all__ = ["sample"]
+__all__ = ["no_start", "sample"]
 
-type HostDrawn = Any
-"""``Drawn`` with NumPy arrays."""
-
-_SHOWN_PIECES = 20
-_RESTART = 1_000_003
-"""Offset of the key of a chain that is started again."""
-SCOUT = 100
-"""Warm-up steps after which the chains' log densities are compared."""
 BEHIND = 20.0
 """Log density by which a chain must trail the best, beyond three times the square root of the dimension."""
 SECOND_CHANCES = 3
-
-
-def begin_batch(keys: Array, kernel: Kernel, density: Density, chains: int, given: Array) -> Any:
-    """``begin`` for chains that are one batch."""
-    return jax.vmap(lambda key, one: begin(key, kernel, density, chains, one))(keys, given)
-
-
-def advance_batch(keys: Array, kernel: Kernel, density: Density, state: Any, *steps: Any) -> Any:
-    """``advance`` for chains that are one batch."""
-    return jax.vmap(lambda key, one: advance(key, kernel, density, one, *steps))(keys, state)
-
-
-class _Programs:
-    """The compiled programs of one run, and how it is cut into pieces."""
-
-    def __init__(self, key: PRNGKey, kernel: Kernel, density: Density, plan: Plan) -> None:
-        self.kernel, self.density, self.plan = kernel, density, plan
-        self.batched = batched_by_default() and not kernel.ensemble
-        self.together = self.batched or kernel.ensemble
-        """Whether one job holds all chains."""
-        self.total = plan.warmup + plan.draws * plan.thin
-        # A warm-up that is kept is thinned too. The steps that fill no draw come first, so that its end is a cut.
-        spare = plan.warmup % plan.thin
-        self.record = spare if plan.keep_warmup else plan.warmup
-        kept = (self.total - self.record) // plan.thin
-        self.size = -(-kept // _SHOWN_PIECES) if plan.progress else kept
-        scout = min(SCOUT, plan.warmup // 4) // plan.thin * plan.thin
-        self.scouting, self.pieces = self._cut(spare + scout if scout else 0)
-        self.begin, self.advance, self.compile_seconds = self._compile(key)
-
-    def _cut(self, scout: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """The pieces before the chains are compared for the first time, after ``scout`` steps, and those after."""
-        plan, size = self.plan, self.size * self.plan.thin
-        if not plan.progress:
-            return [(0, scout)] if scout else [], [(scout, self.total)]
-        # No buffer limits a warm-up that is not kept.
-        coarse = size if plan.keep_warmup else max(size, -(-plan.warmup // _SHOWN_PIECES))
-        rest = pieces(scout, plan.warmup, coarse) + pieces(plan.warmup, self.total, size)
-        return pieces(0, scout, coarse), rest
-
-    def _compile(self, key: PRNGKey) -> tuple[Executable, Executable, float]:
-        start, go = (begin_batch, advance_batch) if self.batched else (begin, advance)
-        keys = jnp.stack([key] * self.plan.chains) if self.batched else key
-        begun = (keys, self.kernel, self.density, self.plan.chains, self.anywhere())
-        index = jnp.zeros((), int)
-
-        def gone(shapes: list[Any]) -> tuple[Any, ...]:
-            return keys, self.kernel, self.density, shapes[0][0], index, index, index, self.size, self.plan.thin
-
-        (start_program, go_program), seconds = compile_all([(start, begun), (go, gone)])
-        return start_program, go_program, seconds
-
-    def anywhere(self) -> Array:
-        """Starting points of one job, to be found."""
-        shape = (self.plan.chains, self.density.dim) if self.together else (self.density.dim,)
-        return jnp.full(shape, jnp.nan, float)
-
-
-class _Job:
-    """One chain (or all of them, where they are one batch or an ensemble): its state, and what it has drawn.
-
-    Args:
-        programs: The compiled programs.
-        key: Key of the chain.
-        given: Where to start, shape ``(dim,)`` or ``(chains, dim)``; NaN to find a start.
-    """
-
-    def __init__(self, programs: _Programs, key: Array, given: Array) -> None:
-        self.programs, self.given = programs, given
-        self.begin(key)
-
-    def begin(self, key: Array) -> None:
-        """Forget everything, and start from a new key."""
-        self.key, self.state, self.drawn = key, None, []
-        self.lp = np.nan
-        self.started = True
-
-    def work(self, first: int, last: int) -> dict[str, float]:
-        """Take steps; the numbers to show beside the progress bar."""
-        p = self.programs
-        if self.state is None:
-            self.state, found = p.begin(self.key, p.kernel, p.density, p.plan.chains, self.given)
-            self.started = bool(np.all(to_host(found)))
-        if not self.started:
-            return {}
-        steps = [jnp.asarray(i) for i in (first, last, p.record)]
-        self.state, drawn = p.advance(self.key, p.kernel, p.density, self.state, *steps, p.size, p.plan.thin)
-        made = max(0, -(-(last - max(first, p.record)) // p.plan.thin))
-        axis = 1 if p.batched else 0
-        drawn = jax.tree.map(np.asarray, drawn)
-        if "lp" in drawn.stats and not p.together:
-            self.lp = float(drawn.stats["lp"][max(made - 1, 0)])  # warm-up leaves its last step in slot 0
-        if not made:
-            return {"warm-up %": 100 * last / max(p.plan.warmup, 1)}
-        if made < p.size:
-            drawn = jax.tree.map(lambda x: x.take(range(made), axis), drawn)
-        self.drawn.append(drawn)
-        return _numbers(drawn.stats)
-
-
-def _numbers(stats: dict[str, np.ndarray]) -> dict[str, float]:
-    numbers = {}
-    if "diverging" in stats:
-        numbers["diverging"] = float(np.sum(stats["diverging"]))
-    if "step_size" in stats:
-        numbers["step size"] = float(np.mean(stats["step_size"]))
-    return numbers
+_STAGE, _LP = "stage", "sample_stats/lp"
 
 
 def sample(key: PRNGKey, kernel: Kernel, density: Density, plan: Plan) -> Run:
@@ -149,23 +37,26 @@ def sample(key: PRNGKey, kernel: Kernel, density: Density, plan: Plan) -> Run:
     Raises:
         MethodError: If no starting point with a finite density was found; the message names the site.
     """
-    programs = _Programs(key, kernel, density, plan)
-    skip = plan.warmup // plan.thin if plan.keep_warmup else 0
+    programs = Programs(key, kernel, density, plan)
     began = time.perf_counter()
-    drawn, interrupted = _run(programs, [jax.random.fold_in(key, c) for c in range(plan.chains)], key)
-    if drawn is None:
+    sink = Sink(programs, plan.chains)
+    keys = [jax.random.fold_in(key, c) for c in range(plan.chains)]
+    jobs = _jobs(programs, sink, keys, key)
+    interrupted = _drive(programs, jobs)
+    if not all(job.started for job in jobs):
+        raise no_start(density, key)
+    slots = min(job.slots for job in jobs)
+    if slots <= programs.skip:
         raise KeyboardInterrupt
-    verdict = compare(drawn.u, drawn.stats, skip)
+    verdict = _compare(sink, slots)
     restarted: list[int] = []
-    if verdict.lost and not interrupted and not kernel.ensemble and plan.draws >= FEWEST:
-        lost = list(verdict.lost)
-        given = [_second_start(drawn, c, verdict.lost, skip) for c in lost]
-        again, interrupted = _run(programs, [jax.random.fold_in(key, _RESTART + c) for c in lost], key, given)
-        if again is not None and not interrupted:  # else the first run stays: it is whole
-            restarted = lost
-            drawn = jax.tree.map(lambda old, new: _replaced(old, new, lost), drawn, again)
-            verdict = compare(drawn.u, drawn.stats, skip)
-    run = Run(dict(drawn.values), dict(drawn.stats), drawn.u, _ended(verdict, interrupted))
+    if not interrupted:
+        restarted, interrupted = _second_run(programs, sink, jobs, key, list(verdict.lost))
+    if restarted:
+        verdict = _compare(sink, slots)
+    values, stats = sink.values(slots)
+    u = np.stack([sink.u(chain, slots) for chain in range(plan.chains)])
+    run = Run(values, stats, u, _ended(verdict, interrupted), stored=sink.stored(slots))
     run.seconds = {"compile": programs.compile_seconds, "sampling": time.perf_counter() - began}
     if restarted:
         run.attrs["restarted_chains"] = restarted
@@ -174,67 +65,27 @@ def sample(key: PRNGKey, kernel: Kernel, density: Density, plan: Plan) -> Run:
     return run
 
 
-def _second_start(drawn: HostDrawn, chain: int, lost: tuple[int, ...], skip: int) -> np.ndarray:
-    """Where a lost chain starts again: where it ended, if it has got to where the others are; else anywhere (NaN).
-
-    A chain that came late, from a poor start, has tuned itself for the wrong place but knows the right one now.
-    """
-    end = drawn.u[chain, -1]
-    healthy = [c for c in range(len(drawn.u)) if c not in lost]
-    lp = drawn.stats.get("lp")
-    if lp is None or not healthy or not np.isfinite(end).all() or lp[chain, -1] < lp[healthy, skip:].min():
-        return np.full_like(end, np.nan)
-    return end
-
-
-def _replaced(old: np.ndarray, new: np.ndarray, chains: list[int]) -> np.ndarray:
-    old = np.array(old)
-    old[chains] = new
-    return old
-
-
-def _ended(verdict: Verdict, interrupted: bool) -> Ended:
-    if interrupted:
-        return Ended.interrupted
-    return Ended.completed if verdict.agree else (Ended.diverged if verdict.nonfinite else Ended.chains_disagree)
-
-
-def _run(
-    programs: _Programs, keys: list[PRNGKey], key: PRNGKey, given: list[np.ndarray] | None = None
-) -> tuple[HostDrawn | None, bool]:
-    """Run one chain per key, from given points where there are some.
-
-    Returns:
-        The draws, with axes ``(chains, draws, ...)``, and whether the run was interrupted; ``None`` if that was before
-        every chain had some.
-    """
+def _jobs(
+    programs: Programs, sink: Sink, keys: list[PRNGKey], key: PRNGKey, given: list[np.ndarray] | None = None
+) -> list[Job]:
+    """One job per key, or one for all of them, from given points where there are some."""
+    again = "again-" * sink.again
     chains = programs.plan.chains
+    if programs.kernel.ensemble:
+        return [Job(programs, sink, range(chains), f"{again}chains", key, programs.anywhere())]
     if programs.batched:
         # The batch has a fixed size: a few chains that are started again run beside copies, which are dropped.
         start = jnp.asarray(np.stack((given * chains)[:chains])) if given else programs.anywhere()
-        jobs = [_Job(programs, jnp.stack((keys * chains)[:chains]), start)]
-    elif programs.kernel.ensemble:
-        jobs = [_Job(programs, key, programs.anywhere())]
-    else:
-        starts = [jnp.asarray(u) for u in given] if given else [programs.anywhere()] * len(keys)
-        jobs = [_Job(programs, *one) for one in zip(keys, starts, strict=True)]
-    interrupted = _drive(programs, jobs)
-    if not all(job.started for job in jobs):
-        raise no_start(programs.density, key)
-    if any(not job.drawn for job in jobs):
-        return None, interrupted
-    if programs.batched:
-        drawn = jax.tree.map(lambda x: x[: len(keys)], _concatenated(jobs[0].drawn, 1))
-    elif programs.kernel.ensemble:
-        drawn = jax.tree.map(lambda x: np.swapaxes(x, 0, 1), _concatenated(jobs[0].drawn, 0))
-    else:
-        whole = [_concatenated(job.drawn, 0) for job in jobs]
-        length = min(w.u.shape[0] for w in whole)
-        drawn = jax.tree.map(lambda *xs: np.stack([x[:length] for x in xs]), *whole)
-    return drawn, interrupted
+        batch = jnp.stack((keys * chains)[:chains])
+        return [Job(programs, sink, range(len(keys)), f"{again}chains", batch, start)]
+    starts: list[Array] = [jnp.asarray(u) for u in given] if given else [programs.anywhere()] * len(keys)
+    return [
+        Job(programs, sink, range(i, i + 1), f"{again}chain-{i}", one, start)
+        for i, (one, start) in enumerate(zip(keys, starts, strict=True))
+    ]
 
 
-def _drive(programs: _Programs, jobs: list[_Job]) -> bool:
+def _drive(programs: Programs, jobs: list[Job]) -> bool:
     """Run all jobs to the end; whether they were interrupted.
 
     Early in the warm-up the chains are compared once by their log density alone: one that is far behind the best has
@@ -245,22 +96,110 @@ def _drive(programs: _Programs, jobs: list[_Job]) -> bool:
         labels = ["all chains"] if plan.chains > 1 and programs.together else ["chain 0"]
     else:
         labels = [f"chain {i}" for i in range(len(jobs))]
-    with Progress(labels, programs.total, plan.progress) as progress:
-        interrupted = drive([job.work for job in jobs], programs.scouting, progress)
-        for chance in range(SECOND_CHANCES if len(jobs) > 1 else 0):
+    try:
+        with Progress(labels, programs.total, plan.progress) as progress:
+            interrupted = drive([job.work for job in jobs], programs.scouting, progress)
+            if not interrupted:
+                interrupted = _scout(programs, jobs, progress)
+            return interrupted or drive([job.work for job in jobs], programs.pieces, progress)
+    finally:
+        for job in jobs:
+            job.save()
+
+
+def _scout(programs: Programs, jobs: list[Job], progress: Progress) -> bool:
+    """Give chains that are far behind another start; whether that was interrupted."""
+    if len(jobs) == 1 or not programs.scouting:
+        return False
+    store = programs.plan.store
+    scouted = programs.scouting[-1][1]
+    name = f"{jobs[0].name}-scouts"
+    saved = store.saved(name) if store is not None else None
+    attempt, behind = (int(saved.meta["attempt"]), list(saved.meta["behind"])) if saved else (0, None)
+    if any(job.step > scouted for job in jobs):
+        return False  # done, before the run was interrupted
+    while True:
+        if behind is None:
             lp = np.array([job.lp for job in jobs])
             far = BEHIND + 3 * np.sqrt(programs.density.dim)
             behind = np.flatnonzero(lp < np.max(lp) - far).tolist() if np.isfinite(lp).all() else []
-            if not behind or interrupted:
-                break
-            for i in behind:
-                jobs[i].begin(jax.random.fold_in(jobs[i].key, _RESTART + chance))
-            interrupted = drive([jobs[i].work for i in behind], programs.scouting, progress, behind)
-        return interrupted or drive([job.work for job in jobs], programs.pieces, progress)
+            attempt += 1
+            if not behind or attempt > SECOND_CHANCES:
+                return False
+            if store is not None:
+                for job in jobs:
+                    job.save()
+                store.save(name, {"attempt": attempt, "behind": behind})
+        before = {i: (jobs[i].attempt, jobs[i].position) for i in behind}
+        for i in behind:
+            if jobs[i].attempt < attempt:
+                jobs[i].begin(attempt)
+        if drive([jobs[i].work for i in behind], programs.scouting, progress, behind):
+            return True
+        for i in behind:
+            if not jobs[i].started:  # no finite start this time: the one before is better than none
+                jobs[i].begin(*before[i])
+        behind = None
 
 
-def _concatenated(parts: list[Drawn], axis: int) -> Drawn:
-    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *xs: np.concatenate(xs, axis), *parts)
+def _second_run(
+    programs: Programs, sink: Sink, jobs: list[Job], key: PRNGKey, lost: list[int]
+) -> tuple[list[int], bool]:
+    """Run lost chains once more; which were replaced, and whether that was interrupted (then the first run stays)."""
+    plan, store = programs.plan, programs.plan.store
+    stage = store.saved(_STAGE) if store is not None else None
+    if stage is not None:  # decided before the run was interrupted
+        lost = [int(chain) for chain in stage.meta["lost"]]
+        if stage.meta["replaced"]:
+            return lost, False
+    else:
+        if not lost or programs.kernel.ensemble or plan.draws < FEWEST:
+            return [], False
+        if store is not None:
+            store.save(_STAGE, {"lost": lost, "replaced": False})
+    given = [_second_start(sink, jobs, chain, lost) for chain in lost]
+    again = Sink(programs, len(lost), again=True)
+    again_jobs = _jobs(programs, again, [jax.random.fold_in(key, RESTART + c) for c in lost], key, given)
+    if _drive(programs, again_jobs):
+        return [], True
+    if not all(job.started for job in again_jobs):
+        return [], False
+    sink.replace(lost, again, programs.kept)
+    if store is not None:
+        store.save(_STAGE, {"lost": lost, "replaced": True})
+    return lost, False
+
+
+def _second_start(sink: Sink, jobs: list[Job], chain: int, lost: list[int]) -> np.ndarray:
+    """Where a lost chain starts again: where it ended, if it has got to where the others are; else anywhere (NaN).
+
+    A chain that came late, from a poor start, has tuned itself for the wrong place but knows the right one now.
+    """
+    job = next(job for job in jobs if chain in job.chains)
+    assert job.position is not None
+    end = job.position.u[job.chains.index(chain)]
+    healthy = [c for c in range(sink.chains) if c not in lost]
+    if not healthy or _LP not in sink.programs.shapes or not np.isfinite(end).all():
+        return np.full_like(end, np.nan)
+    lowest = min(sink.read(_LP, c, job.slots).min() for c in healthy)
+    return end if sink.read(_LP, chain, job.slots)[-1] >= lowest else np.full_like(end, np.nan)
+
+
+def _compare(sink: Sink, slots: int) -> Verdict:
+    """Compare the chains, on the draws that are kept in unconstrained coordinates."""
+    u = np.stack([sink.u(chain, slots) for chain in range(sink.chains)])
+    stats = {}
+    for name in ("lp", "acceptance_rate", "diverging"):
+        if f"sample_stats/{name}" in sink.programs.shapes:
+            each = [sink.read(f"sample_stats/{name}", chain, slots, sink.stride) for chain in range(sink.chains)]
+            stats[name] = np.stack(each)
+    return compare(u, stats)
+
+
+def _ended(verdict: Verdict, interrupted: bool) -> Ended:
+    if interrupted:
+        return Ended.interrupted
+    return Ended.completed if verdict.agree else (Ended.diverged if verdict.nonfinite else Ended.chains_disagree)
 
 
 def no_start(density: Density, key: PRNGKey) -> MethodError:

@@ -15,7 +15,7 @@ learning rate, and termination when the next rate promises little).
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -33,11 +33,22 @@ from probgen.infer.approximate import about, check_plan, has_evidence, split, we
 from probgen.infer.guides import ELBO, FlatGuide, MeanField, Objective
 from probgen.infer.method import Method, Need, Plan, Run
 from probgen.infer.sampling import no_start
-from probgen.infer.svi_engine import Fit, Frame, begin_fit, check_guide, find_frame, fit_steps, minibatched, read_fit
+from probgen.infer.svi_engine import (
+    Fit,
+    Frame,
+    Problem,
+    begin_fit,
+    check_guide,
+    find_frame,
+    fit_steps,
+    minibatched,
+    read_fit,
+)
 from probgen.program.density import Density
-from probgen.run.compiled import compile_all
-from probgen.run.driver import drive, to_host
+from probgen.run.compiled import Executable, compile_all
+from probgen.run.driver import to_host
 from probgen.run.progress import Progress
+from probgen.run.training import train
 
 __all__ = ["SVI"]
 
@@ -95,6 +106,45 @@ def _level(objective: np.ndarray) -> tuple[float, float]:
         return -np.inf, np.inf
     means = np.asarray([batch.mean() for batch in np.array_split(good, _BATCHES)])
     return float(good.mean()), float(means.std(ddof=1) / np.sqrt(_BATCHES))
+
+
+class _Fitting:
+    """A fit at work, for ``train``. Its state is the frame that was found, and the fit."""
+
+    def __init__(
+        self, problem: Problem, programs: list[Executable], keys: tuple[PRNGKey, ...], block: int, tolerance: float
+    ) -> None:
+        self.problem, self.block, self.keys = problem, block, keys
+        self.start, self.step, _, *self.find = programs
+        self.convergence = Judge(block, tolerance)
+        self.rates: list[np.ndarray] = []
+
+    @property
+    def finished(self) -> bool:
+        return self.convergence.converged
+
+    def begin(self) -> tuple[Frame, Fit]:
+        density, key_frame = self.problem.density, self.keys[0]
+        frame = self.find[0](key_frame, density) if self.find else _unit_frame(density.dim)
+        if not bool(frame.ok):
+            raise no_start(density, key_frame)
+        return frame, self.start(self.keys[1], self.framed(frame))
+
+    def framed(self, frame: Frame) -> Problem:
+        """The problem in the coordinates that were found."""
+        return dataclasses.replace(self.problem, frame=frame)
+
+    def advance(self, state: tuple[Frame, Fit], first: int, last: int) -> tuple[tuple[Frame, Fit], np.ndarray]:
+        frame, fit = state
+        now = (np.asarray(first, int), np.asarray(self.convergence.rate, float))
+        fit, losses = self.step(self.keys[2], self.framed(frame), fit, *now, self.block)
+        return (frame, fit), -np.asarray(losses)[: last - first]
+
+    def judge(self, trace: np.ndarray) -> dict[str, float]:
+        rate = self.convergence.rate
+        self.rates.append(np.full(trace.size, rate))
+        self.convergence.add(trace)
+        return {"objective": float(np.nanmean(trace)), "rate": rate * self.problem.learning_rate}
 
 
 class SVI(Method):
@@ -182,50 +232,26 @@ class SVI(Method):
         key_frame, key_begin, key_fit, key_read = jax.random.split(key, 4)
         count = plan.chains * plan.draws
         block = min(self.window, self.steps)
-        settings = (self.guide, self.objective, self.optimizer, self.learning_rate, density)
         flat = jax.ShapeDtypeStruct((density.dim,), float)
         frame = Frame(flat, flat, jax.ShapeDtypeStruct((), bool))  # pyright: ignore[reportArgumentType]
-        fit = eqx.filter_eval_shape(begin_fit, key, *settings, frame)
+        problem = Problem(self.guide, self.objective, self.optimizer, self.learning_rate, density, frame)
+        fit = eqx.filter_eval_shape(begin_fit, key, problem)
         index, rate = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), float)
         calls = [
-            (begin_fit, (key, *settings, frame)),
-            (fit_steps, (key, *settings, frame, fit, index, rate, block)),
-            (read_fit, (key, *settings, frame, fit, count)),
+            (begin_fit, (key, problem)),
+            (fit_steps, (key, problem, fit, index, rate, block)),
+            (read_fit, (key, problem, fit, count)),
         ]
         own = not isinstance(self.guide, FlatGuide)
-        (begin, advance, read, *rest), compiling = compile_all(calls if own else [*calls, (find_frame, (key, density))])
+        programs, compiling = compile_all(calls if own else [*calls, (find_frame, (key, density))])
         began = time.perf_counter()
-        judge = Judge(block, self.tolerance)
-        frames: list[Frame] = []
-        fits: list[Fit] = []
-        objective: list[np.ndarray] = []
-        rates: list[np.ndarray] = []
-
-        def work(first: int, last: int) -> dict[str, float]:
-            if not fits:
-                frames.append(rest[0](key_frame, density) if rest else _unit_frame(density.dim))
-                if not bool(frames[0].ok):
-                    raise no_start(density, key_frame)
-                fits.append(begin(key_begin, *settings, frames[0]))
-            if judge.converged:
-                return {"converged": 1}
-            rate = judge.rate
-            now = (np.asarray(first, int), np.asarray(rate, float))
-            fits[0], losses = advance(key_fit, *settings, frames[0], fits[0], *now, block)
-            objective.append(-np.asarray(losses)[: last - first])
-            rates.append(np.full(last - first, rate * self.learning_rate))
-            judge.add(objective[-1])
-            return {"objective": float(np.nanmean(objective[-1])), "rate": rate * self.learning_rate}
-
-        cuts = [*range(0, self.steps, block), self.steps]
-        pieces = list(itertools.pairwise(cuts))
-        interrupted = drive([work], pieces, Progress(["fit"], self.steps, plan.progress, "steps"))
-        if not fits:
-            raise KeyboardInterrupt
-        found = to_host(read(key_read, *settings, frames[0], fits[0], count))
+        trainer = _Fitting(problem, programs, (key_frame, key_begin, key_fit), block, self.tolerance)
+        progress = Progress(["fit"], self.steps, plan.progress, "steps")
+        (frame, fit), trace, interrupted = train(trainer, (frame, fit), self.steps, block, plan.store, progress)
+        judge = trainer.convergence
+        found = to_host(programs[2](key_read, trainer.framed(frame), fit, count))
         ended = Ended.completed if judge.converged else Ended.not_converged
         ended = Ended.interrupted if interrupted else ended
-        trace = np.concatenate(objective) if objective else np.zeros(0)
         if not np.isfinite(trace[-block:]).any():
             ended = Ended.diverged
         guide = "own program" if own else type(self.guide).__name__
@@ -234,7 +260,7 @@ class SVI(Method):
         run.attrs |= {"steps": int(trace.size), "skipped_steps": int(np.sum(~np.isfinite(trace)))}
         run.groups["optimization"] = {
             "objective": (("step",), trace),
-            "learning_rate": (("step",), np.concatenate(rates) if rates else np.zeros(0)),
+            "learning_rate": (("step",), np.concatenate(trainer.rates) * self.learning_rate),
         }
         if found.params:
             # Held at every draw as well: prediction takes all that a program needs from the posterior.

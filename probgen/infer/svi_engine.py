@@ -28,7 +28,18 @@ from probgen.infer.pathfinder import find_path
 from probgen.program.density import Density
 from probgen.program.sites import Kind
 
-__all__ = ["Fit", "Frame", "Read", "begin_fit", "check_guide", "find_frame", "fit_steps", "minibatched", "read_fit"]
+__all__ = [
+    "Fit",
+    "Frame",
+    "Problem",
+    "Read",
+    "begin_fit",
+    "check_guide",
+    "find_frame",
+    "fit_steps",
+    "minibatched",
+    "read_fit",
+]
 
 _START = {"max_steps": 200, "history": 6, "elbo_draws": 16, "tolerance": 1e-6}
 _SCALES = (1e-8, 1e8)
@@ -50,6 +61,26 @@ class Frame(eqx.Module):
     loc: Array
     scale: Array
     ok: Array
+
+
+class Problem(eqx.Module):
+    """What is fitted, to what, and how.
+
+    Attributes:
+        guide: The family.
+        objective: What is maximised.
+        optimizer: From the learning rate to an optax transformation.
+        learning_rate: Learning rate at the start.
+        density: The target.
+        frame: Coordinates of the family.
+    """
+
+    guide: Guide = eqx.field(static=True)
+    objective: Objective = eqx.field(static=True)
+    optimizer: Optimizer = eqx.field(static=True)
+    learning_rate: float = eqx.field(static=True)
+    density: Density
+    frame: Frame
 
 
 class Fit(eqx.Module):
@@ -185,8 +216,9 @@ def find_frame(key: PRNGKey, density: Density) -> Frame:
     return Frame(path.normal.mean, jnp.clip(jnp.sqrt(path.normal.variance()), *_SCALES), path.ok)
 
 
-def _programs(guide: Guide, density: Density, frame: Frame) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _programs(problem: Problem) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Model and guide as NumPyro programs without arguments."""
+    guide, density, frame = problem.guide, problem.density, problem.frame
     if not isinstance(guide, FlatGuide):
         return density.model.bind(), _own(guide, density)
 
@@ -200,11 +232,11 @@ def _programs(guide: Guide, density: Density, frame: Frame) -> tuple[Callable[[]
     return flat, guide.build(density.dim)
 
 
-def _engine(key: PRNGKey, guide: Guide, objective: Objective, density: Density, frame: Frame) -> Any:
+def _engine(key: PRNGKey, problem: Problem) -> Any:
     """NumPyro's SVI, initialised: it then knows the constraints of all ``param`` sites; and their unconstrained
     values."""
-    model, program = _programs(guide, density, frame)
-    engine = Engine(model, program, optax.sgd(0.0), objective.build())
+    model, program = _programs(problem)
+    engine = Engine(model, program, optax.sgd(0.0), problem.objective.build())
     state = engine.init(key)
     return engine, engine.optim.get_params(state.optim_state)
 
@@ -214,40 +246,20 @@ def _model_params(density: Density, params: Values) -> Values:
     return {name: value for name, value in params.items() if name in names}
 
 
-def begin_fit(
-    key: PRNGKey,
-    guide: Guide,
-    objective: Objective,
-    optimizer: Optimizer,
-    learning_rate: float,
-    density: Density,
-    frame: Frame,
-) -> Fit:
+def begin_fit(key: PRNGKey, problem: Problem) -> Fit:
     """The start of a fit."""
-    _, params = _engine(key, guide, objective, density, frame)
-    return Fit(params, optimizer(learning_rate).init(params))
+    _, params = _engine(key, problem)
+    return Fit(params, problem.optimizer(problem.learning_rate).init(params))
 
 
-def fit_steps(
-    key: PRNGKey,
-    guide: Guide,
-    objective: Objective,
-    optimizer: Optimizer,
-    learning_rate: float,
-    density: Density,
-    frame: Frame,
-    fit: Fit,
-    first: Array,
-    rate: Array,
-    count: int,
-) -> tuple[Fit, Array]:
+def fit_steps(key: PRNGKey, problem: Problem, fit: Fit, first: Array, rate: Array, count: int) -> tuple[Fit, Array]:
     """``count`` steps from step number ``first``, updates scaled by ``rate``; and the loss at each.
 
     The key of step ``i`` is ``fold_in(key, i)``. A step whose loss or gradient is not finite changes nothing, and its
     loss is NaN.
     """
-    engine, _ = _engine(key, guide, objective, density, frame)
-    update = optimizer(learning_rate).update
+    engine, _ = _engine(key, problem)
+    update = problem.optimizer(problem.learning_rate).update
 
     def loss(params: Any, key: PRNGKey) -> Scalar:
         return engine.loss.loss(key, engine.constrain_fn(params), engine.model, engine.guide)
@@ -265,21 +277,12 @@ def fit_steps(
     return Fit(params, state), losses
 
 
-def read_fit(
-    key: PRNGKey,
-    guide: Guide,
-    objective: Objective,
-    optimizer: Optimizer,
-    learning_rate: float,
-    density: Density,
-    frame: Frame,
-    fit: Fit,
-    count: int,
-) -> Read:
+def read_fit(key: PRNGKey, problem: Problem, fit: Fit, count: int) -> Read:
     """``count`` draws from the guide with their weights, independent estimates of the objective, and the parameters
     of the model."""
     key_draw, key_bound, key_batch, key_discrete = jax.random.split(key, 4)
-    engine, _ = _engine(key, guide, objective, density, frame)
+    density, frame = problem.density, problem.frame
+    engine, _ = _engine(key, problem)
     params = engine.constrain_fn(fit.params)
     own = _model_params(density, params)
     target = Target(density, own, key_batch)
@@ -288,7 +291,7 @@ def read_fit(
         with handlers.block():
             log_q, sites = trace_log_density(handlers.seed(engine.guide, key), (), {}, params)
         values = {name: site["value"] for name, site in sites.items() if site["type"] == "sample"}
-        if isinstance(guide, FlatGuide):
+        if isinstance(problem.guide, FlatGuide):
             u = frame.loc + frame.scale * values[FLAT]
             return u, target.log_density(u) + jnp.sum(jnp.log(frame.scale)) - log_q
         with handlers.block():
@@ -299,7 +302,7 @@ def read_fit(
 
     u, raw = jax.lax.map(draw, jax.random.split(key_draw, count), batch_size=256)
     lp, values = evaluate(key_discrete, target, u)  # pyright: ignore[reportArgumentType]
-    if isinstance(objective, ELBO) and not minibatched(density):
+    if isinstance(problem.objective, ELBO) and not minibatched(density):
         bounds = jnp.zeros(0)  # the mean log weight is the same bound
     else:
         keys = jax.random.split(key_bound, _BOUND_REPLICATES)

@@ -64,12 +64,7 @@ def drive(
                 waiting.append((worker, bar, rest))
 
     with progress:
-        if len(workers) == 1:
-            try:
-                run()
-            except KeyboardInterrupt:
-                return True
-            return False
+        # Threads even for one worker: Ctrl-C reaches the main thread, so it never falls into the middle of a piece.
         threads = max(1, min(len(workers), os.cpu_count() or 1))
         with ThreadPoolExecutor(threads) as pool:
             futures = [pool.submit(run) for _ in range(threads)]

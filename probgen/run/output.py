@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from probgen.base.errors import StoreError
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["check_writable", "write_netcdf"]
+__all__ = ["check_writable", "sync_folder", "unwritable", "write_netcdf", "write_whole"]
 
 
 def check_writable(path: str | Path, suffix: str = ".nc") -> Path:
@@ -49,6 +51,47 @@ def check_writable(path: str | Path, suffix: str = ".nc") -> Path:
     return path
 
 
+def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Replace a file by these bytes: whatever happens, it is the old one or the new one.
+
+    One writer at a time; what a killed one has left (``*.partial``) is overwritten by the next.
+
+    Raises:
+        StoreError: If it cannot be written; the old file stays.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable (a file is synced apart from its name). Windows does so by itself."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def unwritable(path: Path, error: OSError) -> StoreError:
+    """The error for a file that cannot be written."""
+    return StoreError(
+        f"{path} cannot be written ({error.strerror or error}); what was written before is whole. Free some space, or "
+        f"choose another place."
+    )
+
+
 def write_netcdf(tree: xarray.DataTree, path: str | Path) -> Path:
     """Write a tree as netCDF: a reader sees the old file or the new one, never half of it.
 
@@ -63,9 +106,7 @@ def write_netcdf(tree: xarray.DataTree, path: str | Path) -> Path:
         Path(name).chmod(0o666 & ~_umask())
         Path(name).replace(path)
     except OSError as error:
-        raise StoreError(
-            f"{path} cannot be written ({error.strerror or error}). Free some space, or choose another place."
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         Path(name).unlink(missing_ok=True)
     return path
