@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from probgen.base.errors import Ended
 from probgen.base.typing import PRNGKey
@@ -23,8 +27,9 @@ from probgen.kernels.loop import advance, begin
 from probgen.program.density import Density
 from probgen.run.archive import Growing
 from probgen.run.compiled import TRACING, Executable, compile_all
+from probgen.run.devices import CHAIN, gathered, placed, spread_rows
 from probgen.run.draws import Draws, InMemory
-from probgen.run.driver import batched_by_default, pieces, to_host
+from probgen.run.driver import batched_by_default, pieces
 from probgen.run.record import pack, unpack
 from probgen.run.store import Pace, Store
 
@@ -51,12 +56,68 @@ def advance_batch(keys: Array, kernel: Kernel, density: Density, state: Any, *st
     return jax.vmap(lambda key, one: advance(key, kernel, density, one, *steps))(keys, state)
 
 
+def begin_sharded(mesh: Mesh, count: Array, keys: Array, kernel: Kernel, density: Density, given: Array) -> Any:
+    """``begin`` for chains that are shared out over devices, ``count`` for each."""
+
+    def local(keys: Array, given: Array, density: Density, count: Array) -> Any:
+        return _each(lambda key, one: begin(key, kernel, density, 1, one), mesh, count, keys, given)
+
+    return _over_chains(local, mesh, 2, 2)(keys, given, density, count)
+
+
+def advance_sharded(
+    mesh: Mesh, count: Array, keys: Array, kernel: Kernel, density: Density, state: Any, *steps: Any
+) -> Any:
+    """``advance`` for chains that are shared out over devices, ``count`` for each."""
+    *ranges, size, thin = steps
+    arrays, static = eqx.partition(state, eqx.is_array)
+
+    def local(keys: Array, arrays: Any, density: Density, count: Array, *ranges: Array) -> Any:
+        def one(key: Array, arrays: Any) -> Any:
+            return advance(key, kernel, density, eqx.combine(arrays, static), *ranges, size, thin)
+
+        return _each(one, mesh, count, keys, arrays)
+
+    return _over_chains(local, mesh, 2, 2 + len(ranges))(keys, arrays, density, count, *ranges)
+
+
+def _over_chains(local: Callable[..., Any], mesh: Mesh, split: int, whole: int) -> Callable[..., Any]:
+    """A function of the chains of one device, for all devices: its first arguments are split, the others are not."""
+    specs = (*[P(CHAIN)] * split, *[P()] * whole)
+    # Where data are split as well, that axis is left to the compiler.
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(CHAIN), axis_names={CHAIN}, check_vma=False)
+
+
+def _each(function: Callable[..., Any], mesh: Mesh, count: Array, *batched: Any) -> Any:
+    """A function of one chain for the ``count`` chains of a device.
+
+    On a CPU they follow one another in a loop whose length the compiler does not know: what it makes of one chain, and
+    so every bit of its draws, is the same for any number of devices and processes above one.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return jax.vmap(function)(*batched)
+
+    def at(index: Array) -> Any:
+        return function(*jax.tree.map(lambda x: x[index], batched))
+
+    blank = jax.tree.map(
+        lambda x: jnp.zeros((len(batched[0]), *x.shape), x.dtype), eqx.filter_eval_shape(at, jnp.zeros((), int))
+    )
+    return jax.lax.fori_loop(
+        0, count, lambda i, kept: jax.tree.map(lambda k, new: k.at[i].set(new), kept, at(i)), blank
+    )
+
+
 class Programs:
     """The compiled programs of one run, and how it is cut into pieces."""
 
     def __init__(self, key: PRNGKey, kernel: Kernel, density: Density, plan: Plan) -> None:
-        self.kernel, self.density, self.plan = kernel, density, plan
-        self.batched = batched_by_default() and not kernel.ensemble
+        self.kernel, self.density, self.plan, self.mesh = kernel, density, plan, plan.mesh
+        if self.mesh is not None:
+            self.density = spread_rows(density, self.mesh)
+        self.batched = (self.mesh is not None or batched_by_default()) and not kernel.ensemble
+        self.shared = self.mesh is not None and self.batched
+        """Whether each device runs chains of its own."""
         self.together = self.batched or kernel.ensemble
         """Whether one job holds all chains."""
         self.total = plan.warmup + plan.draws * plan.thin
@@ -93,21 +154,57 @@ class Programs:
         return pieces(0, scout, coarse), rest
 
     def _compile(self, key: PRNGKey) -> tuple[Executable, Executable, float]:
-        start, go = (begin_batch, advance_batch) if self.batched else (begin, advance)
-        keys = jnp.stack([key] * self.plan.chains) if self.batched else key
-        begun = (keys, self.kernel, self.density, self.plan.chains, self.anywhere())
         index = jnp.zeros((), int)
+        keys = self.over_chains(jnp.stack([key] * self.plan.chains) if self.batched else key)
+        start, begun = self._start(keys, self.anywhere())
 
         def gone(shapes: list[Any]) -> tuple[Any, ...]:
-            return keys, self.kernel, self.density, shapes[0][0], index, index, index, self.size, self.plan.thin
+            return self._go(keys, self.over_chains(shapes[0][0]), index, index, index)[1]
 
-        (start_program, go_program), seconds = compile_all([(start, begun), (go, gone)])
+        (start_program, go_program), seconds = compile_all([(start, begun), (self._go(keys, None)[0], gone)])
         return start_program, go_program, seconds
+
+    def _start(self, keys: Array, given: Array) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        if self.shared:
+            return begin_sharded, (self.mesh, self._count(), keys, self.kernel, self.density, given)
+        return begin_batch if self.batched else begin, (keys, self.kernel, self.density, self.plan.chains, given)
+
+    def _go(self, keys: Array, state: Any, *steps: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        rest = (keys, self.kernel, self.density, state, *steps, self.size, self.plan.thin)
+        if self.shared:
+            return advance_sharded, (self.mesh, self._count(), *rest)
+        return advance_batch if self.batched else advance, rest
+
+    def _count(self) -> np.ndarray:
+        assert self.mesh is not None
+        return _int(self.plan.chains // self.mesh.shape[CHAIN])
+
+    def start(self, keys: Array, given: Array) -> tuple[Any, Any]:
+        """States at starting points, and whether these are finite."""
+        state, found = self.begin(*self._start(self.over_chains(keys), self.over_chains(given))[1])
+        return self.over_chains(state), found
+
+    def go(self, keys: Array, state: Any, first: int, last: int) -> tuple[Any, Any]:
+        """States after those steps, and what was drawn."""
+        steps = _int(first), _int(last), _int(self.record)
+        state, drawn = self.advance(*self._go(self.over_chains(keys), state, *steps)[1])
+        return self.over_chains(state), drawn
+
+    def over_chains(self, tree: Any) -> Any:
+        """Arrays with a leading axis of chains, where these are; other arrays on every device."""
+        mesh, chains = self.mesh, self.plan.chains
+        if mesh is None:
+            return tree
+
+        def put(leaf: Any) -> Any:
+            return placed(leaf, mesh, *([CHAIN] if jnp.ndim(leaf) and leaf.shape[0] == chains else []))
+
+        return jax.tree.map(lambda leaf: put(leaf) if hasattr(leaf, "shape") else leaf, tree)
 
     def anywhere(self) -> Array:
         """Starting points of one job, to be found."""
         shape = (self.plan.chains, self.density.dim) if self.together else (self.density.dim,)
-        return jnp.full(shape, jnp.nan, float)
+        return self.over_chains(jnp.full(shape, jnp.nan, float))
 
     @property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -121,6 +218,10 @@ class Programs:
     def slots(self, step: int) -> int:
         """Draws that are kept of the first ``step`` steps."""
         return max(0, -(-(step - self.record) // self.plan.thin))
+
+
+def _int(number: int) -> np.ndarray:
+    return np.asarray(number, jax.dtypes.canonicalize_dtype(int))
 
 
 class Sink:
@@ -313,17 +414,16 @@ class Job:
         if last <= self.step:  # taken before the run was interrupted
             return {}
         if self.position is None:
-            state, found = p.begin(self.key, p.kernel, p.density, p.plan.chains, self.given)
-            self.started = bool(np.all(to_host(found)))
+            state, found = p.start(self.key, self.given)
+            self.started = bool(np.all(gathered(found)))
         else:
             state = self.position.state
         if not self.started:
             return {}
-        steps = [jnp.asarray(i) for i in (first, last, p.record)]
-        state, drawn = p.advance(self.key, p.kernel, p.density, state, *steps, p.size, p.plan.thin)
+        state, drawn = p.go(self.key, state, first, last)
         slot = p.slots(first)
         made = p.slots(last) - slot
-        drawn = jax.tree.map(np.asarray, drawn)
+        drawn = gathered(drawn)
         if not p.together:
             drawn = jax.tree.map(lambda x: x[None], drawn)
         elif not p.batched:  # an ensemble has the chains second
@@ -358,7 +458,7 @@ class Job:
         if store is None or record is None:
             return
         template = self.programs.begin.shape[0]
-        state = unpack(template, record.arrays[1:], store.path_of(self.name))
+        state = self.programs.over_chains(unpack(template, record.arrays[1:], store.path_of(self.name)))
         position = _Position(int(record.meta["step"]), state, record.arrays[0], float(record.meta["lp"]))
         self.begin(int(record.meta["attempt"]), position)
         self.sink.show(self.chains, self.slots)

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax
 
-from probgen.base.errors import DataError, Ended, MethodError, ModelError, ProbgenError, ProbgenWarning
+from probgen.base.errors import DataError, Ended, MethodError, ModelError, ProbgenError, ProbgenWarning, StoreError
 from probgen.base.keys import as_key
 from probgen.base.typing import PRNGKey
 from probgen.infer.choose import choose
-from probgen.infer.method import Method, Need, Plan, Run
+from probgen.infer.method import KernelMethod, Method, Need, Plan, Run
 from probgen.infer.results import attributes, to_tree, versions
 from probgen.program.density import Density
 from probgen.program.fingerprint import fingerprint
 from probgen.program.model import Model
 from probgen.program.sites import Kind
 from probgen.run.compiled import TRACING
+from probgen.run.devices import Devices, mesh_of
 from probgen.run.progress import show_by_default
 from probgen.run.store import Store
 
@@ -52,6 +53,7 @@ def infer(
     thin: int = 1,
     keep_warmup: bool = False,
     store: str | os.PathLike[str] | None = None,
+    devices: Devices | None = None,
     progress: bool | None = None,
     throw: bool = False,
 ) -> xarray.DataTree:
@@ -69,6 +71,9 @@ def infer(
         store: A folder ``*.zarr`` in which the run is kept while it goes on. After a crash or Ctrl-C the same call goes
             on where it was, and ends with the same draws, bit for bit; of a run that has ended it returns the result.
             ``pg.load`` reads it at any moment. Results above 256 MiB are read from it as they are used.
+        devices: Share the chains out over devices: how many, which, or a ``jax.sharding.Mesh`` with the axes ``chain``
+            and ``data`` (rows of the data are split over the latter). ``None``: threads on a CPU, one batch on an
+            accelerator. Under ``jax.distributed`` every process makes the same call and gets the whole result.
         progress: Show progress bars. ``None``: at a terminal only.
         throw: Raise ``RunFailed`` when the run does not end well, instead of warning.
 
@@ -116,7 +121,16 @@ def infer(
         "precision": "64-bit" if jax.config.jax_enable_x64 else "32-bit",
         "device": jax.devices()[0].device_kind,
     }
-    plan = Plan(draws, warmup, chains, thin, keep_warmup, show_by_default() if progress is None else progress)
+    mesh = None if devices is None else mesh_of(devices, chains)
+    if mesh is not None and not isinstance(chosen, KernelMethod):
+        raise MethodError(f"devices share out chains, and {type(chosen).__name__} has none. Leave devices out.")
+    if store is not None and jax.process_count() > 1:
+        raise StoreError(
+            f"store={os.fspath(store)!r} would be written by {jax.process_count()} processes at once. Leave store out "
+            f"under jax.distributed, and write the result with one of them."
+        )
+    shown = show_by_default() if progress is None else progress
+    plan = Plan(draws, warmup, chains, thin, keep_warmup, shown, mesh)
     if store is None:
         run = chosen.run(key, density, plan)
         with TRACING:

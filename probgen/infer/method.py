@@ -51,6 +51,7 @@ class Plan:
         thin: Keep every ``thin``-th draw.
         keep_warmup: Keep the warm-up too.
         progress: Show progress bars.
+        mesh: Devices that share the work; ``None`` for the usual ones.
         store: Where the run is kept, so that it can be resumed.
         describe: Makes the labelled tree of a run; a store lays it out before the first draw.
     """
@@ -61,6 +62,7 @@ class Plan:
     thin: int = 1
     keep_warmup: bool = False
     progress: bool = False
+    mesh: Mesh | None = None
     store: Store | None = None
     describe: Callable[[Run], xarray.DataTree] | None = None
 

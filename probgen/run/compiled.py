@@ -130,10 +130,16 @@ def _is_traced(leaf: Any) -> bool:
 def _key(function: Callable[..., Any], dynamic: Any, static: Any) -> Any:
     leaves, treedef = jax.tree.flatten(dynamic)
     static_leaves, static_def = jax.tree.flatten(static)
-    shapes = tuple((leaf.shape, leaf.dtype, bool(getattr(leaf, "weak_type", False))) for leaf in leaves)
+    shapes = tuple((leaf.shape, leaf.dtype, bool(getattr(leaf, "weak_type", False)), _split(leaf)) for leaf in leaves)
     # What else decides on numbers while tracing and compiling.
     config = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision, jax.config.jax_threefry_partitionable
     return function, treedef, shapes, static_def, tuple(static_leaves), config, jax.default_backend()
+
+
+def _split(leaf: Any) -> Any:
+    """How an array is shared out over devices, where it is."""
+    sharding = getattr(leaf, "sharding", None)
+    return sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
 
 
 class _Lowered(NamedTuple):
