@@ -15,7 +15,7 @@ from probgen.base.errors import (
     ProbgenWarning,
     StoreError,
 )
-from probgen.check.findings import check
+from probgen.check.check import check
 from probgen.infer.chees import ChEES
 from probgen.infer.discrete_gibbs import DiscreteHMCGibbs, MixedHMC
 from probgen.infer.ensemble import AIES, ESS
@@ -37,6 +37,8 @@ from probgen.infer.slice import EllipticalSlice
 from probgen.infer.stein import SVGD
 from probgen.infer.svi import SVI
 from probgen.program.model import Model
+from probgen.report.html import report
+from probgen.run.archive import load
 from probgen.run.compiled import use_compilation_cache
 
 __version__ = "0.1.0"
@@ -85,10 +87,12 @@ __all__ = [
     "StoreError",
     "check",
     "infer",
+    "load",
     "log_likelihood",
     "methods",
     "predict",
     "register_backend",
+    "report",
     "simulate",
     "use_compilation_cache",
 ]

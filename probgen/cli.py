@@ -124,6 +124,13 @@ def fit(
     warmup: Warmup = 1000,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Write the result to this netCDF file (.nc).")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Keep the run in this folder (.zarr) as it goes on; the same command resumes it."),
+    ] = None,
+    report_path: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write a report to this file (.html).")
+    ] = None,
     x32: X32 = False,
     no_progress: NoProgress = False,
     no_cache: NoCache = False,
@@ -138,6 +145,8 @@ def fit(
         _set_up(x32, no_cache)
         if out is not None:
             check_writable(out)
+        if report_path is not None:
+            check_writable(report_path, ".html")
         chosen = _configured(methods().find(method), backend, setting or [])
         title, prepared = _prepared(model, data)
         _announce(title, chosen, chains, warmup, draws, seed)
@@ -149,21 +158,71 @@ def fit(
             chains=chains,
             seed=seed,
             progress=False if no_progress else None,
+            store=store,
         )
         findings = _show(tree)
         if out is not None:
             write_netcdf(tree, out)
             _out().print(f"\nWritten: {out}")
+        if report_path is not None:
+            import matplotlib
+
+            matplotlib.use("Agg")
+            from probgen.report.html import report
+
+            report(tree, report_path, model=prepared, title=title)
+            _out().print(f"{'' if out else chr(10)}Report: {report_path}")
         _next(
             [f'Read it: xarray.open_datatree("{out}")' if out else "Keep it: add --out run.nc"]
             + (
                 ["Mend what the findings say, and fit again."]
-                if findings
+                if findings.problems
                 else ["Other data: --data FILE. Other methods: probgen methods"]
             )
         )
         if tree.attrs["ended"] not in ("completed", "interrupted"):
             raise typer.Exit(1)
+
+
+@app.command("report")
+def write_report(
+    runs: Annotated[list[Path], typer.Argument(help="A result (.zarr or .nc); several are put side by side.")],
+    out: Annotated[Path, typer.Option(help="The report (.html).")] = Path("report.html"),
+    model: Annotated[
+        str | None, typer.Option(help="The model that was fitted: a Python file, its folder, or a name of the gallery.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The data that were fitted. Default: those beside the model.")
+    ] = None,
+    title: Annotated[str, typer.Option(help="Heading. Default: the title of the model.")] = "",
+    x32: X32 = False,
+    no_cache: NoCache = False,
+    debug: Debug = False,
+) -> None:
+    """Write a report on a result: one HTML file with verdict, findings, plots and settings."""
+    with _reported(debug):
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from probgen.report.html import report
+        from probgen.run.archive import load
+        from probgen.run.output import check_writable
+
+        if data is not None and model is None:
+            raise typer.BadParameter("--data goes with --model", param_hint="--data")
+        check_writable(out, ".html")
+        trees = [load(run) for run in runs]
+        prepared, heading = None, title
+        if model is not None:
+            _set_up(x32, no_cache)
+            told, prepared = _prepared(model, data)
+            heading = title or (told if len(trees) == 1 else "")
+        names = [run.stem for run in runs]
+        unique = len(set(names)) == len(names)
+        labels = names if unique else [str(run) for run in runs]
+        given = trees[0] if len(trees) == 1 else dict(zip(labels, trees, strict=True))
+        report(given, out, model=prepared, title=heading)
+        _out().print(f"Report: {out}")
 
 
 @app.command("methods")
@@ -211,6 +270,7 @@ def demo(
         matplotlib.use("Agg")
         from probgen.infer.infer import infer
         from probgen.infer.nuts import NUTS
+        from probgen.report.html import report
         from probgen.report.plots import forest, traces
         from probgen.run.output import check_writable, write_netcdf
 
@@ -231,9 +291,11 @@ def demo(
         ).savefig("demo-forest.png")
         traces(tree, ["mu", "tau"], title="Eight schools: density and trace, by chain").savefig("demo-trace.png")
         model.draw("demo-model.png")
+        report(tree, "demo-report.html", model=model, title=title)
         table = Table(box=None, pad_edge=False, show_header=False)
         here = Path.cwd()
         for name, what in {
+            "demo-report.html": "the report: open it in a browser",
             "demo.nc": "draws, statistics and data, for xarray and ArviZ",
             "demo-forest.png": "what is known about mu, tau and each school, beside what was reported",
             "demo-trace.png": "the chains",
@@ -322,7 +384,8 @@ def _show(tree: xarray.DataTree) -> Findings:
     """Print the summary, the findings and the seconds."""
     import arviz
 
-    from probgen.check.findings import Severity, check
+    from probgen.check.diagnose import diagnose
+    from probgen.check.findings import Severity
 
     out = _out()
     summary = arviz.summary(tree)
@@ -341,11 +404,11 @@ def _show(tree: xarray.DataTree) -> Findings:
     out.print(table)
     if len(rows) > _ROWS:
         out.print(f"... and {len(rows) - _ROWS} more rows")
-    findings = check(tree)
-    out.print(f"\n[bold]Findings[/]\n{'' if findings else '[green]'}{escape(findings.summary)}")
+    findings = diagnose(tree)
+    out.print(f"\n[bold]Findings[/]\n{'' if findings.problems else '[green]'}{escape(findings.summary)}")
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
-        colour = {Severity.error: "red", Severity.warning: "yellow"}[finding.severity]
+        colour = {Severity.error: "red", Severity.warning: "yellow", Severity.note: "blue"}[finding.severity]
         where = f" [dim]({escape(finding.where)})[/]" if finding.where else ""
         text = f"{escape(finding.what)}{where}. {escape(finding.advice)}"
         table.add_row(f"[{colour}]{finding.severity.name}[/]", text)

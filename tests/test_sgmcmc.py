@@ -53,6 +53,13 @@ def test_the_mini_batch_density_and_gradient_are_unbiased(model):
     assert abs(ratio - 1) < 4.5 * np.sqrt(2 / len(keys))
 
 
+def test_coordinates_of_values_do_not_depend_on_the_batch(model):
+    density = BatchDensity(model, jax.random.key(0))
+    u = density.unconstrain({"mu": jnp.array(1.3)})
+    np.testing.assert_allclose(u, [1.3])
+    np.testing.assert_allclose(density.constrain(u)["mu"], 1.3)
+
+
 def moments(tree, weighted=False):
     """Mean and variance with their standard errors from independent chains."""
     mu = tree["posterior/mu"].values
@@ -104,8 +111,7 @@ def test_sghmc_without_and_with_the_estimate_of_the_noise():
 
 def stationary(step, friction, estimate, steps):
     """Variance of the position: one draw is a linear map of (position, momentum) plus noise, momentum drawn anew."""
-    one = np.array([[1.0, step], [-step * PRECISION, 1 - friction * step]])
-    # BlackJAX moves the position by the old momentum, and the gradient is that of the old position.
+    one = np.array([[1.0, step], [-step * PRECISION, 1 - friction * step - step**2 * PRECISION]])
     noise = np.diag([0.0, step * (2 * friction - step * estimate) + step**2 * NOISE])
     matrix, covariance = np.eye(2), np.zeros((2, 2))
     for _ in range(steps):

@@ -59,7 +59,7 @@ class Ended(enum.Enum):
     interrupted = "The run was interrupted; the draws made until then are kept."
     no_start = "No starting point with a finite log density was found."
     diverged = "A value that must be finite became NaN or infinite during the run."
-    chains_disagree = "The chains do not agree with one another: at least one has not reached the posterior."
+    chains_disagree = "The chains do not agree with one another: none of them alone has seen the whole posterior."
     not_converged = "The optimisation stopped at its step limit before it had converged."
 
 

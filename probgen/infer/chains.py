@@ -25,6 +25,7 @@ from probgen.infer.method import Plan, Run
 from probgen.kernels.kernel import Kernel
 from probgen.kernels.loop import advance, begin
 from probgen.program.density import Density
+from probgen.program.sites import variable_name
 from probgen.run.archive import Growing
 from probgen.run.compiled import TRACING, Executable, compile_all
 from probgen.run.devices import CHAIN, gathered, placed, spread_rows
@@ -69,16 +70,18 @@ def advance_sharded(
     mesh: Mesh, count: Array, keys: Array, kernel: Kernel, density: Density, state: Any, *steps: Any
 ) -> Any:
     """``advance`` for chains that are shared out over devices, ``count`` for each."""
-    *ranges, size, thin = steps
+    first, last, record, size, thin = steps
     arrays, static = eqx.partition(state, eqx.is_array)
 
-    def local(keys: Array, arrays: Any, density: Density, count: Array, *ranges: Array) -> Any:
+    def local(
+        keys: Array, arrays: Any, density: Density, count: Array, first: Array, last: Array, record: Array
+    ) -> Any:
         def one(key: Array, arrays: Any) -> Any:
-            return advance(key, kernel, density, eqx.combine(arrays, static), *ranges, size, thin)
+            return advance(key, kernel, density, eqx.combine(arrays, static), first, last, record, size, thin)
 
         return _each(one, mesh, count, keys, arrays)
 
-    return _over_chains(local, mesh, 2, 2 + len(ranges))(keys, arrays, density, count, *ranges)
+    return _over_chains(local, mesh, 2, 5)(keys, arrays, density, count, first, last, record)
 
 
 def _over_chains(local: Callable[..., Any], mesh: Mesh, split: int, whole: int) -> Callable[..., Any]:
@@ -211,7 +214,7 @@ class Programs:
         """Shape and dtype of one draw of one chain, by ``group/name``."""
         drawn = self.advance.shape[1]
         leading = 2 if self.together else 1
-        named = {f"posterior/{k}": v for k, v in drawn.values.items()}
+        named = {f"posterior/{variable_name(k)}": v for k, v in drawn.values.items()}
         named |= {f"sample_stats/{k}": v for k, v in drawn.stats.items()}
         return {name: (tuple(v.shape[leading:]), np.dtype(v.dtype)) for name, v in named.items()}
 
@@ -431,7 +434,7 @@ class Job:
         end = max(made - 1, 0)  # warm-up leaves its last step in slot 0
         lp = float(drawn.stats["lp"][0, end]) if "lp" in drawn.stats and not p.together else np.nan
         for place, chain in enumerate(self.chains if made else ()):
-            arrays = {f"posterior/{name}": x[place, :made] for name, x in drawn.values.items()}
+            arrays = {f"posterior/{variable_name(name)}": x[place, :made] for name, x in drawn.values.items()}
             arrays |= {f"sample_stats/{name}": x[place, :made] for name, x in drawn.stats.items()}
             self.sink.put(chain, slot, drawn.u[place, :made], arrays)
         self.position = _Position(last, state, drawn.u[:, end], lp)

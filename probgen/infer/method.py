@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from probgen.backends.registry import backends_of, kernel_factory
 from probgen.base.errors import Ended, MethodError, suggestion

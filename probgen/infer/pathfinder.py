@@ -214,11 +214,13 @@ class Pathfinder(Method):
         key_path, key_draw, key_resample = jax.random.split(key, 3)
         settings = (self.max_steps, self.history, self.elbo_draws, self.tolerance)
         count = plan.chains * plan.draws
-        shape = eqx.filter_eval_shape(find_path, key, density, *settings)
-        stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.paths, *x.shape), x.dtype), shape.normal)
-        (finder, drawer), compiling = compile_all(
-            [(find_path, (key, density, *settings)), (draw_mixture, (key, density, stacked, count))]
-        )
+
+        def drawn(shapes: list[Any]) -> tuple[Any, ...]:
+            normal = shapes[0].normal
+            stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.paths, *x.shape), x.dtype), normal)
+            return key, density, stacked, count
+
+        (finder, drawer), compiling = compile_all([(find_path, (key, density, *settings)), (draw_mixture, drawn)])
         began = time.perf_counter()
         found: dict[int, Path] = {}
 

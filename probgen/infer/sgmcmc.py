@@ -23,6 +23,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import numpy as np
+from jax import Array
 
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey
@@ -82,9 +83,11 @@ class _StochasticGradient(KernelMethod):
         )
         return run
 
-    def draw(self, key: PRNGKey, density: Density, *, draws: int, warmup: int, chains: int) -> Drawn:
+    def draw(
+        self, key: PRNGKey, density: Density, *, draws: int, warmup: int, chains: int, thin: int | Array = 1
+    ) -> Drawn:
         """See ``KernelMethod.draw``."""
-        return super().draw(key, self.density(density.model), draws=draws, warmup=warmup, chains=chains)
+        return super().draw(key, self.density(density.model), draws=draws, warmup=warmup, chains=chains, thin=thin)
 
 
 class SGLD(_StochasticGradient):

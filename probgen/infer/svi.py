@@ -235,15 +235,15 @@ class SVI(Method):
         flat = jax.ShapeDtypeStruct((density.dim,), float)
         frame = Frame(flat, flat, jax.ShapeDtypeStruct((), bool))  # pyright: ignore[reportArgumentType]
         problem = Problem(self.guide, self.objective, self.optimizer, self.learning_rate, density, frame)
-        fit = eqx.filter_eval_shape(begin_fit, key, problem)
         index, rate = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), float)
-        calls = [
+        calls: list[Any] = [
             (begin_fit, (key, problem)),
-            (fit_steps, (key, problem, fit, index, rate, block)),
-            (read_fit, (key, problem, fit, count)),
+            (fit_steps, lambda shapes: (key, problem, shapes[0], index, rate, block)),
+            (read_fit, lambda shapes: (key, problem, shapes[0], count)),
         ]
         own = not isinstance(self.guide, FlatGuide)
         programs, compiling = compile_all(calls if own else [*calls, (find_frame, (key, density))])
+        fit = programs[0].shape
         began = time.perf_counter()
         trainer = _Fitting(problem, programs, (key_frame, key_begin, key_fit), block, self.tolerance)
         progress = Progress(["fit"], self.steps, plan.progress, "steps")

@@ -89,7 +89,7 @@ def advance(
     last: Array,
     record: Array,
     size: int,
-    thin: int,
+    thin: int | Array,
 ) -> tuple[Any, Drawn]:
     """Take the steps ``first`` to ``last`` (exclusive) and keep what they draw.
 

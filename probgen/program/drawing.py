@@ -15,6 +15,7 @@ from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 
+from probgen.base import palette
 from probgen.program.layout import Box, Layout, arrange
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["drawn"]
 
-_INK, _QUIET, _LINE = "#1f2d3d", "#66788a", "#51616f"
-_LATENT, _OBSERVED, _PLATE, _BORDER = "#ffffff", "#cfdeea", "#7c93a8", "#9fb1c1"
+_INK, _QUIET, _LINE = palette.INK, palette.QUIET, palette.LINE
+_LATENT, _OBSERVED, _PLATE, _BORDER = palette.PAPER, palette.SHADE, palette.PLATE, palette.BORDER
 _NAME, _SMALL = 11.0, 7.5
 _HEIGHT, _FACTOR, _LOOP, _MARGIN = 0.62, 0.15, 0.34, 0.18
 _BENDS = (0.0, 0.14, -0.14, 0.28, -0.28, 0.45, -0.45, 0.65, -0.65)
@@ -41,7 +42,7 @@ def drawn(graph: networkx.DiGraph) -> Figure:
     straight = [(a, b) for a, b, lagged in graph.edges(data="lagged") if not lagged]
     layout = arrange(straight, members, extents)
     width, height = (side + 2 * _MARGIN for side in layout.size)
-    figure = Figure(figsize=(width, height), facecolor="white")
+    figure = Figure(figsize=(width, height), facecolor=palette.PAPER)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-_MARGIN, width - _MARGIN), ylim=(-_MARGIN, height - _MARGIN))
     axes.set_axis_off()
@@ -145,7 +146,7 @@ def _draw_plates(axes: Axes, graph: networkx.DiGraph, layout: Layout) -> None:
         place = min(places, key=lambda place: _clutter(graph, layout, name, place, width))
         style: dict[str, Any] = {"size": 8.5, "color": _PLATE, "zorder": 3.5, "parse_math": False}
         label = axes.text(*place, text, va="bottom", fontproperties=_font(), **style)
-        label.set_path_effects([withStroke(linewidth=3.5, foreground="#f4f6f8")])
+        label.set_path_effects([withStroke(linewidth=3.5, foreground=palette.HALO)])
 
 
 def _clutter(graph: networkx.DiGraph, layout: Layout, plate: str, place: tuple[float, float], width: float) -> int:

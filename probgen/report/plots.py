@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probgen.base import palette
 from probgen.base.errors import DataError, suggestion
 
 if TYPE_CHECKING:
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["forest", "traces"]
 
-_INK, _ACCENT = "#333333", "#c1440e"
-_CHAINS = ("#1f6f8b", "#e08e45", "#5b8c5a", "#8e5572", "#3d405b", "#b5a642", "#7a7a7a", "#c1666b")
+_INK, _ACCENT, _CHAINS = palette.INK, palette.ACCENT, palette.SERIES
 _STYLE: Any = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -25,7 +25,7 @@ _STYLE: Any = {
     "figure.constrained_layout.use": True,
     "figure.dpi": 120,
     "savefig.dpi": 120,
-    "figure.facecolor": "white",
+    "figure.facecolor": palette.PAPER,
 }
 
 
@@ -77,7 +77,7 @@ def forest(
             heights = [float(point.get_offsets()[0][1]) for point in points]
             values = tree["observed_data"].to_dataset()[observed[1]].to_numpy().ravel()
             handles += axes.plot(values, heights, "x", color=_ACCENT, ms=7, mew=1.8, label=f"observed {observed[1]}")
-        axes.grid(axis="x", color="#e4e4e4", lw=0.8)
+        axes.grid(axis="x", color=palette.BORDER, alpha=0.35, lw=0.8)
         axes.set_axisbelow(True)
         figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False)
         if title:

@@ -22,7 +22,8 @@ __all__ = ["CHAIN", "DATA", "Devices", "gathered", "mesh_of", "placed", "spread_
 
 CHAIN, DATA = "chain", "data"
 
-type Devices = int | Sequence[jax.Device] | Mesh
+type Devices = int | Sequence[Any] | Mesh
+"""How many devices, which (JAX's), or a mesh of them."""
 
 
 def mesh_of(devices: Devices, chains: int) -> Mesh:
@@ -37,10 +38,11 @@ def mesh_of(devices: Devices, chains: int) -> Mesh:
         MethodError: If there are not so many, the axes have other names, or the chains cannot be shared out evenly.
     """
     if isinstance(devices, Mesh):
-        names = devices.axis_names
-        if not set(names) <= {CHAIN, DATA}:
-            raise MethodError(f"the mesh has the axes {names}, expected {CHAIN!r} and {DATA!r}. Name them so.")
-        grid = devices.devices.reshape([devices.shape.get(name, 1) for name in _in_order(names)])
+        given: Any = devices
+        names = [str(name) for name in given.axis_names]
+        if names not in ([CHAIN], [DATA], [CHAIN, DATA]):
+            raise MethodError(f"the mesh has the axes {names}, expected {[CHAIN, DATA]} in this order, or one of them.")
+        grid = given.devices.reshape([given.shape.get(name, 1) for name in (CHAIN, DATA)])
     else:
         grid = np.asarray(_listed(devices)).reshape(-1, 1)
     if chains % grid.shape[0]:
@@ -51,13 +53,7 @@ def mesh_of(devices: Devices, chains: int) -> Mesh:
     return Mesh(grid, (CHAIN, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def _in_order(names: tuple[Any, ...]) -> tuple[str, str]:
-    if names == (DATA, CHAIN):
-        raise MethodError(f"the axes of the mesh are ({DATA!r}, {CHAIN!r}). Put {CHAIN!r} first.")
-    return CHAIN, DATA
-
-
-def _listed(devices: int | Sequence[jax.Device]) -> list[jax.Device]:
+def _listed(devices: int | Sequence[Any]) -> list[Any]:
     if isinstance(devices, int) and not isinstance(devices, bool):
         there = jax.devices()
         if not 1 <= devices <= len(there):
