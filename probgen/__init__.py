@@ -35,6 +35,7 @@ from probgen.infer.random_walk import RandomWalk
 from probgen.infer.sgmcmc import SGHMC, SGLD, SGNHT
 from probgen.infer.slice import EllipticalSlice
 from probgen.infer.stein import SVGD
+from probgen.infer.stein_vi import SteinVI
 from probgen.infer.svi import SVI
 from probgen.program.model import Model
 from probgen.report.html import report
@@ -84,6 +85,7 @@ __all__ = [
     "RandomWalk",
     "Renyi",
     "RunFailed",
+    "SteinVI",
     "StoreError",
     "check",
     "infer",

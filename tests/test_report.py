@@ -521,7 +521,7 @@ def test_errors_come_before_any_work(model, tree, tmp_path, monkeypatch):
     def never(*args):
         raise AssertionError("computed")
 
-    monkeypatch.setattr("probgen.report.html.diagnose", never)
+    monkeypatch.setattr(sys.modules["probgen.report.html"], "diagnose", never)  # pg.report is the function
     other = pg.Model(one_rate, {"y": np.zeros(200, int)})
     cases = [
         ((tree, tmp_path / "r.txt"), {}, pg.StoreError, "has the suffix '.txt', expected '.html'"),

@@ -1,0 +1,122 @@
+"""Write the tables of docs/benchmarks.md from the results.
+
+    python benchmarks/tables.py
+
+Each table stands between two comments that name it; the text around them is written by hand.
+"""
+
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "benchmarks.md"
+RESULTS = ROOT / "benchmarks" / "results"
+PEERS = {"numpyro": "NumPyro", "blackjax": "BlackJAX", "nutpie": "nutpie", "pystan": "PyStan"}
+MIXED = 1.05
+"""R-hat up to which a peer's draws count."""
+
+
+def read(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def by_pair():
+    return {(row["posterior"], row["sampler"]): row for row in read("posteriordb")["rows"]}
+
+
+def best(rows, posterior):
+    """The fastest peer whose chains have mixed."""
+    peers = [rows[posterior, peer] for peer in PEERS if (posterior, peer) in rows]
+    good = [row for row in peers if "failed" not in row and row["rhat"] < MIXED and row["ess_per_second"] > 0]
+    return max(good, key=lambda row: row["ess_per_second"], default=None)
+
+
+def posteriordb():
+    rows = by_pair()
+    yield f"| posterior | cold, s | warm, s | ESS/s | R-hat | {' | '.join(f'{p}, ESS/s' for p in PEERS.values())} | ratio |"
+    yield "| --- |" + " --: |" * (5 + len(PEERS))
+    for posterior in sorted({name for name, _ in rows}):
+        ours, peer = rows[posterior, "probgen"], best(rows, posterior)
+        cells = [f"{ours['cold']:.1f}", f"{ours['warm']:.3f}", f"{ours['ess_per_second']:,.0f}", f"{ours['rhat']:.3f}"]
+        cells += [shown(rows.get((posterior, name))) for name in PEERS]
+        ratio = f"{ours['ess_per_second'] / peer['ess_per_second']:.1f}" if peer else ""
+        yield f"| {posterior} | {' | '.join(cells)} | {ratio} |"
+
+
+def shown(row):
+    if row is None:
+        return ""
+    if "failed" in row:
+        return "failed"
+    return f"{row['ess_per_second']:,.0f}" if row["rhat"] < MIXED else f"R-hat {row['rhat']:.2f}"
+
+
+def posteriordb_summary():
+    rows = by_pair()
+    posteriors = sorted({name for name, _ in rows})
+    ratios = [rows[p, "probgen"]["ess_per_second"] / best(rows, p)["ess_per_second"] for p in posteriors if best(rows, p)]
+    colds = [rows[p, "probgen"]["cold"] / rows[p, "numpyro"]["cold"] for p in posteriors if (p, "numpyro") in rows]
+    z = max(rows[p, "probgen"]["z"] for p in posteriors)
+    yield (
+        f"Over {len(ratios)} posteriors with a peer whose chains have mixed, the geometric mean of the ratios is "
+        f"{mean(ratios):.1f}, the smallest {min(ratios):.1f}. The cold wall is {mean(colds):.2f} of NumPyro's (geometric "
+        f"mean), {max(colds):.2f} at most. The largest distance of a mean or a mean of squares from the reference is "
+        f"{z:.1f} standard errors, over all parameters of all posteriors."
+    )
+
+
+def mean(values):
+    return math.exp(statistics.mean(map(math.log, values)))
+
+
+def weak_scaling():
+    yield "| devices | chains | devices, s | threads, s |"
+    yield "| --: | --: | --: | --: |"
+    for row in read("weak_scaling")["rows"]:
+        yield f"| {row['devices']} | {row['chains']} | {row['shared']:.3f} | {row['threads']:.3f} |"
+
+
+def store():
+    results = read("store")
+    yield "| draws x 4 chains | in memory, s | with a store, s |"
+    yield "| --: | --: | --: |"
+    for row in results["cost"]:
+        yield f"| {row['draws']:,} | {row['memory']:.3f} | {row['store']:.3f} |"
+    large = results["large"]
+    yield ""
+    yield (
+        f"{large['draws']:,} draws of {large['parameters']} parameters took {large['seconds']:.0f} s, "
+        f"{large['disk_mb']:,.0f} MB on disk, and at most {large['memory_mb']:,.0f} MB of memory "
+        f"({large['memory_before_mb']:,.0f} MB of it Python and JAX)."
+    )
+
+
+TABLES = {
+    "posteriordb": posteriordb,
+    "posteriordb-summary": posteriordb_summary,
+    "weak-scaling": weak_scaling,
+    "store": store,
+}
+
+
+def filled(page):
+    """The page with its tables made anew."""
+    for name, lines in TABLES.items():
+        text = "\n".join(lines())
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        page, found = re.subn(
+            f"{begin}.*?{end}", lambda _, b=begin, t=text, e=end: f"{b}\n{t}\n{e}", page, flags=re.S
+        )
+        assert found == 1, f"docs/benchmarks.md has no place for {name}"
+    return page
+
+
+def main():
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
