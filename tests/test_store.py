@@ -220,7 +220,7 @@ def test_interrupted_by_ctrl_c_it_keeps_what_was_drawn(plain, tmp_path, monkeypa
 
     def interrupted(self, first, last):
         if last >= RUN["warmup"] + 30 and self.name == "chain-1":
-            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)  # the main thread gets it
         return work(self, first, last)
 

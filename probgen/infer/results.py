@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -14,7 +15,7 @@ from probgen.infer.method import Run
 from probgen.program.density import Density
 from probgen.program.model import Model
 from probgen.program.simulate import observed_values
-from probgen.program.sites import Kind
+from probgen.program.sites import Kind, variable_name
 
 if TYPE_CHECKING:
     import xarray
@@ -66,10 +67,16 @@ def attributes(attrs: dict[str, Any], run: Run) -> dict[str, dict[str, Any]]:
 
 
 def dataset(model: Model, variables: dict[str, tuple[tuple[str, ...], np.ndarray]]) -> xarray.Dataset:
-    """A labelled Dataset of ``(dims, array)`` pairs; dims known to the model get their labels."""
+    """A labelled Dataset of ``(dims, array)`` pairs; dims known to the model get their labels.
+
+    Names are those of ``variable_name``.
+    """
     import xarray
 
-    labels = model.labels
+    labels = {variable_name(dim): values for dim, values in model.labels.items()}
+    variables = {
+        variable_name(name): (tuple(map(variable_name, dims)), array) for name, (dims, array) in variables.items()
+    }
     sizes = {dim: size for dims, array in variables.values() for dim, size in zip(dims, np.shape(array), strict=True)}
     coords = {
         dim: np.asarray(labels[dim]) if dim in labels and len(labels[dim]) == size else np.arange(size)
@@ -81,8 +88,9 @@ def dataset(model: Model, variables: dict[str, tuple[tuple[str, ...], np.ndarray
 
 def labelled(model: Model, values: dict[str, np.ndarray]) -> xarray.Dataset:
     """A labelled Dataset of draws: arrays by site, shape ``(chains, draws, ...)``."""
-    named = {site.name: site for site in model.sites}
-    order = [site.name for site in model.sites if site.name in values]
+    named = {variable_name(site.name): site for site in model.sites}
+    values = {variable_name(name): value for name, value in values.items()}
+    order = [name for name in named if name in values]
     variables = {}
     for name in [*order, *(set(values) - set(order))]:
         array = values[name]
@@ -121,6 +129,7 @@ def constant_data(model: Model) -> xarray.Dataset:
     return dataset(model, variables)
 
 
+@functools.cache  # reading them takes longer than a small fit
 def versions() -> dict[str, str]:
     """Versions of what decides on the numbers, as attributes."""
     packages = ("probgen", "numpyro", "jax", "blackjax")

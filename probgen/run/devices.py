@@ -110,10 +110,11 @@ def spread_rows(tree: Any, mesh: Mesh) -> Any:
 
 def gathered(tree: Any) -> Any:
     """Arrays of a pytree as NumPy arrays, whole in every process."""
-    from jax.experimental import multihost_utils
 
     def get(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            from jax.experimental import multihost_utils
+
             return multihost_utils.process_allgather(leaf, tiled=True)
         return np.asarray(leaf)
 
