@@ -8,10 +8,12 @@ import arviz
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.scipy.stats as jss
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 
 import probgen as pg
@@ -251,6 +253,36 @@ def test_observations_that_share_a_site_have_no_pointwise_log_likelihood(program
     density = density_of(pg.Model(program, {"y": Y}))
     with pytest.raises(pg.MethodError, match="'y' share a discrete latent site"):
         density.pointwise_log_likelihood(jnp.zeros(density.dim))
+
+
+def test_plates_and_sites_may_have_a_scope():
+    """Twice the same submodel, with plates of different size: names have a prefix, ``a/row`` and ``b/row``."""
+
+    def mixture(y):
+        m = numpyro.sample("m", dist.Normal())
+        with numpyro.plate("row", len(y)):
+            z = numpyro.sample("z", dist.Bernoulli(0.3))
+            numpyro.sample("y", dist.Normal(m + 2 * z, 1.0), obs=y)
+
+    def both(y, more):
+        for name, data in (("a", y), ("b", more)):
+            with handlers.scope(prefix=name):
+                mixture(data)
+
+    y, more = np.array([0.3, 2.5, 1.0]), np.array([-1.0, 2.0])
+    model = pg.Model(both, {"y": y, "more": more}, coords={"a/row": list("uvw")})
+    u = jnp.array([0.4, -0.7])
+    expected = sum(
+        jss.norm.logpdf(m)
+        + jnp.logaddexp(np.log(0.7) + jss.norm.logpdf(data, m), np.log(0.3) + jss.norm.logpdf(data, m + 2)).sum()
+        for m, data in zip(u, (y, more), strict=True)
+    )
+    np.testing.assert_allclose(density_of(model).log_density(u), expected, rtol=1e-10)
+    tree = pg.infer(model, pg.NUTS(), draws=30, warmup=50, chains=1)
+    assert tree["posterior"]["a.z"].dims == ("chain", "draw", "a.row")
+    assert tree["posterior"]["a.row"].values.tolist() == list("uvw")
+    assert pg.predict(model, tree)["posterior_predictive"]["b.y"].shape == (1, 30, 2)
+    assert pg.log_likelihood(model, tree)["log_likelihood"]["b.y"].shape == (1, 30, 2)
 
 
 def test_coordinates_and_values_are_inverse_to_each_other():

@@ -1,8 +1,13 @@
 """The one door: what comes back, that a refit compiles nothing, that chains and pieces do not change the draws."""
 
+import itertools
+
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
 import probgen as pg
@@ -79,3 +84,24 @@ def test_the_draw_function_is_pure_and_maps_over_data_sets(eight_schools):
 def test_counts_are_checked(eight_schools, name):
     with pytest.raises(pg.MethodError, match=name):
         pg.infer(eight_schools, pg.NUTS(), **{name: -1})
+
+
+def test_no_two_chains_are_alike(eight_schools):
+    tree = pg.infer(eight_schools, pg.NUTS(), draws=20, warmup=20, chains=3)
+    drawn = pg.NUTS().draw(jax.random.key(0), Density(eight_schools), draws=20, warmup=20, chains=3)
+    for chains in (tree["posterior/mu"].values, np.asarray(drawn.values["mu"])):
+        for one, other in itertools.combinations(chains, 2):
+            assert not np.isin(one, other).any()
+
+
+def test_axes_of_a_matrix_keep_their_names():
+    def program():
+        with numpyro.plate("group", 2, dim=-2), numpyro.plate("item", 3, dim=-1):
+            z = numpyro.sample("z", dist.Normal())
+            numpyro.deterministic("place", 0 * z + jnp.array([[0.0, 1, 2], [10, 11, 12]]))
+
+    tree = pg.simulate(pg.Model(program, coords={"group": ["a", "b"], "item": ["x", "y", "z"]}), draws=2)
+    place = tree["prior/place"]
+    assert place.dims == ("chain", "draw", "group", "item")
+    assert (place.sel(group="b", item="z") == 12).all()
+    assert (place.sel(group="a", item="y") == 1).all()

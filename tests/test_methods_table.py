@@ -3,11 +3,14 @@
 import inspect
 import pkgutil
 
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
 import probgen as pg
 from probgen.backends import registry
-from probgen.infer.method import Method
+from probgen.infer.infer import check_model
+from probgen.infer.method import Method, Need
 from probgen.infer.methods import methods
 
 
@@ -72,3 +75,14 @@ def test_looking_loads_every_module_of_infer():
     methods()
     path = importlib.import_module("probgen.infer.methods").__file__.rpartition("/")[0]
     assert {f"probgen.infer.{module.name}" for module in pkgutil.iter_modules([path])} <= set(sys.modules)
+
+
+def test_a_method_made_for_minibatches_is_refused_where_there_are_none():
+    model = pg.Model(
+        lambda y: numpyro.sample("y", dist.Normal(numpyro.sample("m", dist.Normal()), 1.0), obs=y), {"y": 1.0}
+    )
+    made_for_them = [row for row in methods() if Need.subsampling.value in row.needs]
+    assert "hmcecs" in [row.name for row in made_for_them]
+    for row in made_for_them:
+        with pytest.raises(pg.MethodError, match=rf"no plate of the model has subsample_size.*{row.method.__name__}"):
+            check_model(model, row.method())

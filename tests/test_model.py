@@ -8,52 +8,13 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.contrib.control_flow import cond, scan
+from numpyro.contrib.control_flow import scan
 from numpyro.contrib.module import random_eqx_module
+from programs import ROWS, Y, branches, network, random_walk, regression
 
 import probgen as pg
 from probgen.program.density import Density
 from probgen.program.sites import Kind
-
-Y = np.array([0.3, -1.2, 2.1, 0.4, 0.9, -0.5])
-ROWS = np.random.default_rng(0).normal(size=(5, 3))
-
-
-def regression(x, y=None):
-    b = numpyro.sample("b", dist.Normal(0, 2).expand([3]).to_event(1))
-    sigma = numpyro.sample("sigma", dist.HalfCauchy(1.0))
-    with numpyro.plate("row", len(x)):
-        numpyro.sample("y", dist.StudentT(4.0, x @ b, sigma), obs=y)
-
-
-def random_walk(y):
-    s = numpyro.sample("s", dist.HalfNormal())
-
-    def step(x, y_now):
-        x = numpyro.sample("x", dist.Normal(x, s))
-        numpyro.sample("y", dist.Normal(x, 1), obs=y_now)
-        return x, numpyro.deterministic("double", 2 * x)
-
-    scan(step, 0.0, y)
-
-
-def branches():
-    z = numpyro.sample("z", dist.Normal())
-
-    def up(_):
-        return numpyro.sample("w", dist.Normal(2.0, 1.0))
-
-    def down(_):
-        return numpyro.sample("w", dist.Normal(-2.0, 2.0))
-
-    numpyro.sample("y", dist.Normal(cond(z > 0, up, down, None), 1), obs=0.3)
-
-
-def network(x, y):
-    net = random_eqx_module("net", eqx.nn.MLP(2, "scalar", 3, 1, key=jax.random.key(0)), prior=dist.Normal())
-    with numpyro.plate("row", 5):
-        numpyro.sample("y", dist.Normal(jax.vmap(net)(x), 1.0), obs=y)
-
 
 # -- interventions and conditions --------------------------------------------------------------------------------------
 
@@ -127,6 +88,14 @@ def test_condition_observes():
     scanned = Density(pg.Model(random_walk, {"y": Y}).condition(x=jnp.zeros(6)))
     expected = 6 * jss.norm.logpdf(0.0) + jss.norm.logpdf(Y).sum()
     np.testing.assert_allclose(scanned.log_likelihood(jnp.zeros(1)), expected, rtol=1e-12)
+
+
+def test_condition_reaches_sites_inside_cond():
+    density = Density(pg.Model(branches).condition(w=1.0))
+    assert [block.name for block in density.blocks] == ["z"]
+    for z, w in ((1.0, jss.norm.logpdf(1.0, 2.0, 1.0)), (-1.0, jss.norm.logpdf(1.0, -2.0, 2.0))):
+        expected = w + jss.norm.logpdf(0.3, 1.0)
+        np.testing.assert_allclose(density.log_likelihood(jnp.array([z])), expected, rtol=1e-12)
 
 
 def test_with_data_replaces_arguments():

@@ -12,6 +12,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray
+from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from scipy import stats
 
@@ -349,6 +350,24 @@ def test_missing_data_are_predicted_as_one_site():
     mu = tree["posterior/mu"].values[..., None]
     np.testing.assert_allclose(terms["x"], stats.norm(mu, 1).logpdf([1.0, 3.0]))
     np.testing.assert_allclose(terms["y"], stats.norm(x, 0.1).logpdf(0.0))
+
+
+def test_missing_data_in_a_scope_have_names_without_slashes():
+    seen = np.array([1, 0, 1], bool)
+
+    def program(y=None):
+        with handlers.scope(prefix="b"):
+            mu = numpyro.sample("mu", dist.Normal())
+            with numpyro.plate("row", 3):
+                numpyro.sample("y", dist.Normal(mu, 1.0), obs=y, obs_mask=seen)
+
+    model = pg.Model(program, {"y": np.array([0.3, np.nan, 1.0])})
+    tree = pg.infer(model, pg.NUTS(), draws=20, warmup=50, chains=1)
+    assert set(tree["posterior"].data_vars) == {"b.mu", "b.y"}
+    assert predict(model, tree)["posterior_predictive"]["b.y"].shape == (1, 20, 3)
+    terms = log_likelihood(model, tree)["log_likelihood"]["b.y"]
+    assert terms.dims == ("chain", "draw", "b.y_observed")
+    assert terms["b.y_observed"].values.tolist() == [0, 2]
 
 
 def test_weighted_draws_are_resampled():

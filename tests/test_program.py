@@ -4,7 +4,7 @@ should do.
 
 import math
 
-import equinox as eqx
+import arviz
 import jax
 import jax.numpy as jnp
 import jax.scipy.stats as jss
@@ -13,27 +13,15 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
-from numpyro.contrib.control_flow import cond, scan
-from numpyro.contrib.module import random_eqx_module
+from numpyro.contrib.control_flow import scan
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 from numpyro.infer.util import potential_energy
+from programs import ROWS, Y, branches, network, random_walk, regression
 
 import probgen as pg
 from probgen.program.density import Density
 
-Y = np.array([0.3, -1.2, 2.1, 0.4, 0.9, -0.5])
-ROWS = np.random.default_rng(0).normal(size=(5, 3))
-SHORT = {"draws": 400, "warmup": 300, "chains": 2}
-
-
 # -- programs, and the density against NumPyro's -----------------------------------------------------------------------
-
-
-def regression(x, y=None):
-    b = numpyro.sample("b", dist.Normal(0, 2).expand([3]).to_event(1))
-    sigma = numpyro.sample("sigma", dist.HalfCauchy(1.0))
-    with numpyro.plate("row", len(x)):
-        numpyro.sample("y", dist.StudentT(4.0, x @ b, sigma), obs=y)
 
 
 def simplex():
@@ -78,17 +66,6 @@ def factors():
         numpyro.factor("each", -z * jnp.arange(2.0))
 
 
-def random_walk(y):
-    s = numpyro.sample("s", dist.HalfNormal())
-
-    def step(x, y_now):
-        x = numpyro.sample("x", dist.Normal(x, s))
-        numpyro.sample("y", dist.Normal(x, 1), obs=y_now)
-        return x, numpyro.deterministic("double", 2 * x)
-
-    scan(step, 0.0, y)
-
-
 def moving_supports(y):
     def step(x, y_now):
         x = numpyro.sample("x", dist.LogNormal(jnp.log(x), 1.0))
@@ -98,18 +75,6 @@ def moving_supports(y):
         return x, None
 
     scan(step, 1.0, y)
-
-
-def branches():
-    z = numpyro.sample("z", dist.Normal())
-
-    def up(_):
-        return numpyro.sample("w", dist.Normal(2.0, 1.0))
-
-    def down(_):
-        return numpyro.sample("w", dist.Normal(-2.0, 2.0))
-
-    numpyro.sample("y", dist.Normal(cond(z > 0, up, down, None), 1), obs=0.3)
 
 
 def reparameterised():
@@ -125,12 +90,6 @@ def dependent_supports():
     x = numpyro.sample("x", dist.Normal())
     numpyro.sample("a", dist.Uniform(x, x + 1).expand([3]).to_event(1))
     numpyro.sample("b", dist.TruncatedNormal(0, 3, high=x))
-
-
-def network(x, y):
-    net = random_eqx_module("net", eqx.nn.MLP(2, "scalar", 3, 1, key=jax.random.key(0)), prior=dist.Normal())
-    with numpyro.plate("row", 5):
-        numpyro.sample("y", dist.Normal(jax.vmap(net)(x), 1.0), obs=y)
 
 
 def matrices():
@@ -275,7 +234,8 @@ def test_missing_observations_become_latent():
     assert np.isfinite(jax.grad(density.log_density)(u)).all()
 
 
-def test_missing_observations_inside_scan_and_with_event_axes():
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+def test_missing_observations_inside_scan(reverse):
     seen = np.array([1, 0, 1, 1, 0, 1], bool)
 
     def path(y, seen):
@@ -284,16 +244,21 @@ def test_missing_observations_inside_scan_and_with_event_axes():
             numpyro.sample("y", dist.Normal(x, 0.5), obs=now[0], obs_mask=now[1])
             return x, None
 
-        scan(step, 0.0, (y, seen))
+        scan(step, 0.0, (y, seen), reverse=reverse)
 
     density = Density(pg.Model(path, {"y": Y, "seen": seen}))
     u = jnp.asarray(np.random.default_rng(5).normal(size=12))
     x, y = u[:6], u[6:]
-    prior = jss.norm.logpdf(jnp.diff(x, prepend=0.0)).sum()
+    steps = jnp.diff(x, append=0.0) if reverse else jnp.diff(x, prepend=0.0)
+    prior = jss.norm.logpdf(steps).sum()
     prior += jnp.where(seen, jss.norm.logpdf(y), jss.norm.logpdf(y, x, 0.5)).sum()
     np.testing.assert_allclose(density.log_prior(u), prior, rtol=1e-12)
     np.testing.assert_allclose(density.log_likelihood(u), jss.norm.logpdf(Y, x, 0.5)[seen].sum(), rtol=1e-12)
     np.testing.assert_allclose(density.constrain(u)["y"], jnp.where(seen, Y, y))
+
+
+def test_missing_observations_with_event_axes():
+    seen = np.array([1, 0, 1, 1, 0, 1], bool)
 
     def rows(y):
         with numpyro.plate("row", 6):
@@ -351,13 +316,24 @@ def test_masked_observations_may_be_nan():
 # -- short fits: the constructs under NUTS -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("program", [covariance, moving_supports, reparameterised, zero_sum], ids=lambda p: p.__name__)
+@pytest.mark.parametrize(
+    "program",
+    [covariance, moving_supports, network, ordered, reparameterised, zero_sum],
+    ids=lambda program: program.__name__,
+)
 def test_constructs_fit(program):
     tree = pg.infer(pg.Model(program, SAME_AS_NUMPYRO[program]), pg.NUTS(), draws=100, warmup=150, chains=1)
     posterior = tree["posterior"]
     assert all(np.isfinite(value).all() for value in posterior.data_vars.values())
     if program is zero_sum:
         np.testing.assert_allclose(posterior["z"].sum("z_dim_0"), 0, atol=1e-10)
+    if program is network:  # a slash would separate groups of the tree
+        assert posterior["net.layers[0].weight"].dims[2:] == (
+            "net.layers[0].weight_dim_0",
+            "net.layers[0].weight_dim_1",
+        )
+    if program is ordered:
+        assert bool((posterior["cuts"].diff("cuts_dim_0") > 0).all())
     if program is moving_supports:
         low, v = posterior["x"], posterior["v"]
         assert bool(((v >= low) & (v <= low + 1)).all())
@@ -365,3 +341,60 @@ def test_constructs_fit(program):
         np.testing.assert_allclose((posterior["factor"] ** 2).sum("factor_dim_1"), 1, rtol=1e-8)
     if program is reparameterised:
         np.testing.assert_allclose(posterior["a"], posterior["m"] + 2 * posterior["a_decentered"], atol=1e-10)
+
+
+def expectation(log_density, low=-10.0, high=10.0):
+    """Of the argument, by quadrature."""
+    line = np.linspace(low, high, 4001)
+    log_p = np.asarray(log_density(line))
+    weight = np.exp(log_p - log_p.max())
+    return weight @ line / weight.sum()
+
+
+def either_branch(z):
+    up, down = jss.norm.logpdf(0.3, 2.0, math.sqrt(2.0)), jss.norm.logpdf(0.3, -2.0, math.sqrt(5.0))
+    return jss.norm.logpdf(z) + jnp.where(z > 0, up, down)
+
+
+POSTERIOR_MEANS = {
+    simplex: ("p", (2 + np.array([1, 2, 3, 4])) / 18),
+    improper: ("z", Y + np.exp(jss.norm.logpdf(Y) - jss.norm.logcdf(Y))),
+    factors: ("z", expectation(lambda z: jss.norm.logpdf(z) - z**4 - z)),
+    branches: ("z", expectation(either_branch)),
+}
+
+
+@pytest.mark.parametrize("program", POSTERIOR_MEANS, ids=lambda program: program.__name__)
+def test_constructs_have_their_posterior(program):
+    model = pg.Model(program, SAME_AS_NUMPYRO[program])
+    tree = pg.infer(model, pg.NUTS(), draws=1000, warmup=400, chains=2, seed=1)
+    name, mean = POSTERIOR_MEANS[program]
+    draws = tree[f"posterior/{name}"].values.reshape(2, 1000, -1)
+    for i, expected in enumerate(np.ravel(mean)):
+        error = draws[..., i].std() / math.sqrt(float(arviz.ess(draws[..., i])))
+        assert 4.5 * error < 0.35 * draws[..., i].std()
+        assert abs(draws[..., i].mean() - expected) < 4.5 * error
+
+
+def test_a_network_is_fitted_stored_and_predicted_from(tmp_path):
+    model = pg.Model(network, {"x": ROWS[:, :2], "y": Y[:5]})
+    tree = pg.infer(model, pg.NUTS(), draws=50, warmup=100, chains=1, store=tmp_path / "run.zarr")
+    names = {"net.layers[0].weight", "net.layers[0].bias", "net.layers[1].weight", "net.layers[1].bias"}
+    assert set(tree["posterior"].data_vars) == set(pg.load(tmp_path / "run.zarr")["posterior"].data_vars) == names
+    tree.to_netcdf(tmp_path / "run.nc")
+    predicted = pg.predict(model, tree)["posterior_predictive/y"].values
+    weights = [tree[f"posterior/net.layers[{i}].{part}"].values[0] for i in (0, 1) for part in ("weight", "bias")]
+    hidden = jax.nn.relu(jnp.einsum("dhi,ri->drh", weights[0], ROWS[:, :2]) + weights[1][:, None])
+    mean = jnp.einsum("dh,drh->dr", weights[2].reshape(50, 3), hidden) + weights[3].reshape(50, 1)
+    z = predicted[0] - mean  # the noise has unit variance
+    assert abs(z.mean()) < 4.5 / math.sqrt(z.size)
+    assert abs((z**2).mean() - 1) < 4.5 * math.sqrt(2 / z.size)
+
+
+def test_names_that_results_cannot_tell_apart_are_refused():
+    def program():
+        numpyro.sample("a/b", dist.Normal())
+        numpyro.sample("a.b", dist.Normal())
+
+    with pytest.raises(pg.ModelError, match=r"'a/b' and 'a\.b' are both called 'a\.b' in results"):
+        pg.Model(program)

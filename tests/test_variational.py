@@ -1,4 +1,4 @@
-"""SVI and SVGD against closed forms: moments, bounds, weights; and that convergence is judged."""
+"""SVI against closed forms: moments, bounds, weights; and that convergence is judged."""
 
 import itertools
 import warnings
@@ -15,7 +15,6 @@ from numpyro.infer.autoguide import AutoNormal
 
 import probgen as pg
 from probgen.infer.guides import BNAF, ELBO, IAF, IWAE, FullRank, LowRank, MeanField, Renyi
-from probgen.infer.stein import SVGD
 from probgen.infer.svi import SVI, Judge
 from probgen.run.compiled import compile_count
 
@@ -331,43 +330,6 @@ def test_same_seed_same_draws(model, mean_field):
     np.testing.assert_array_equal(again["posterior/x"], mean_field["posterior/x"])
 
 
-# -- Stein
-# ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def particles(model):
-    return pg.infer(model, SVGD(particles=100), seed=0)
-
-
-def test_particles_are_arranged_like_a_gaussian(particles):
-    x = particles["posterior/x"].values
-    assert x.shape == (1, 100, 2)
-    sd = np.sqrt(np.diag(POSTERIOR))
-    # A settled arrangement is symmetric up to the tolerance of the force: far nearer than the 0.1 sd of independent
-    # draws.
-    np.testing.assert_array_less(np.abs(x[0].mean(0) - mean()), 0.02 * sd)
-    # The kernel keeps n particles a little inside: 12 % less variance for 50, 5.5 % for 200, by any seed.
-    ratio = np.linalg.eigvals(np.linalg.solve(POSTERIOR, np.cov(x[0].T, ddof=0)))
-    assert np.all((ratio.real > 0.85) & (ratio.real < 1.0))
-    assert particles.attrs["ended"] == "completed"
-    assert particles.attrs["force"] < 1e-2
-    assert particles["optimization/force"][-1] == particles.attrs["force"]
-
-
-def test_particles_refit_without_compiling(model, particles):
-    before = compile_count()
-    x = pg.infer(model.with_data(y=-3.0), SVGD(particles=100), seed=1)["posterior/x"].values[0]
-    assert compile_count() == before
-    np.testing.assert_array_less(np.abs(x.mean(0) - mean(-3.0)), 0.02 * np.sqrt(np.diag(POSTERIOR)))
-
-
-def test_particles_that_have_not_settled_say_so(model):
-    with pytest.warns(pg.ProbgenWarning, match="step limit"):
-        tree = pg.infer(model, SVGD(particles=100, steps=3), seed=0)
-    assert tree.attrs["ended"] == "not_converged"
-
-
 # -- bad settings
 # --------------------------------------------------------------------------------------------------------
 
@@ -403,8 +365,6 @@ def wrong_shape(y):
         (SVI(steps=0), "steps must be at least 1"),
         (SVI(window=10), "window must be at least 100"),
         (SVI(backend="blackjax"), "does not serve SVI"),
-        (SVGD(particles=2), "particles must be at least 3"),
-        (SVGD(tolerance=0.0), "tolerance must be positive"),
     ],
 )
 def test_settings_are_checked(method, message):

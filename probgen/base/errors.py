@@ -60,7 +60,7 @@ class Ended(enum.Enum):
     no_start = "No starting point with a finite log density was found."
     diverged = "A value that must be finite became NaN or infinite during the run."
     chains_disagree = "The chains do not agree with one another: none of them alone has seen the whole posterior."
-    not_converged = "The optimisation stopped at its step limit before it had converged."
+    not_converged = "The optimisation stopped before it had converged."
 
 
 def suggestion(name: str, options: Iterable[str]) -> str:

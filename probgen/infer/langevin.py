@@ -12,7 +12,23 @@ from probgen.infer.settings import check_fraction, check_metric
 __all__ = ["MALA", "Barker"]
 
 
-class MALA(KernelMethod):
+class _OneGradient(KernelMethod):
+    """What the two share: they differ in the proposal alone."""
+
+    target_accept: eqx.AbstractVar[float]
+    metric: eqx.AbstractVar[str]
+
+    backends: ClassVar = ("blackjax",)
+    needs: ClassVar = frozenset({Need.gradient})
+
+    def check(self) -> None:
+        """See ``Method.check``."""
+        super().check()
+        check_fraction("target_accept", self.target_accept, type(self).target_accept)
+        check_metric(self.metric)
+
+
+class MALA(_OneGradient):
     """Metropolis-adjusted Langevin algorithm.
 
     Roberts and Tweedie (1996); the optimal acceptance rate 0.574 is from Roberts and Rosenthal (1998). One gradient
@@ -30,17 +46,9 @@ class MALA(KernelMethod):
 
     name: ClassVar = "mala"
     summary: ClassVar = "Metropolis-adjusted Langevin, one gradient per draw"
-    backends: ClassVar = ("blackjax",)
-    needs: ClassVar = frozenset({Need.gradient})
-
-    def check(self) -> None:
-        """See ``Method.check``."""
-        super().check()
-        check_fraction("target_accept", self.target_accept, 0.574)
-        check_metric(self.metric)
 
 
-class Barker(KernelMethod):
+class Barker(_OneGradient):
     """Metropolis with Barker's proposal.
 
     Livingstone and Zanella (2022). One gradient per draw, as ``MALA``, which it matches in speed where that works; it
@@ -58,11 +66,3 @@ class Barker(KernelMethod):
 
     name: ClassVar = "barker"
     summary: ClassVar = "Metropolis with Barker's proposal, robust to the step size"
-    backends: ClassVar = ("blackjax",)
-    needs: ClassVar = frozenset({Need.gradient})
-
-    def check(self) -> None:
-        """See ``Method.check``."""
-        super().check()
-        check_fraction("target_accept", self.target_accept, 0.4)
-        check_metric(self.metric)

@@ -15,7 +15,7 @@ candidates at :math:`u_l - \Sigma_l g_l` and never looks at the last step.
 from __future__ import annotations
 
 import time
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax

@@ -26,7 +26,7 @@ from probgen.program.density import Density
 from probgen.program.enumerated import density_of
 from probgen.program.model import Model
 from probgen.program.simulate import forward, halves, memory, outcomes, pointwise
-from probgen.program.sites import Kind
+from probgen.program.sites import Kind, variable_name
 from probgen.run.compiled import compile_all
 from probgen.run.progress import Progress, show_by_default
 
@@ -222,7 +222,7 @@ def log_likelihood(model: Model, tree: xarray.DataTree, *, progress: bool | None
         dims = site.dims[: value.ndim - 2]
         if site.name in masks:
             counted = np.flatnonzero(masks[site.name].any(0).reshape(-1))
-            value, dims = value.reshape(*posterior.size, -1)[..., counted], (f"{name}_observed",)
+            value, dims = value.reshape(*posterior.size, -1)[..., counted], (variable_name(f"{name}_observed"),)
             coords[dims[0]] = counted
         variables[name] = (("chain", "draw", *dims), value)
     attrs: dict[str, Any] = {"inference_library": "probgen"}

@@ -11,7 +11,7 @@ import numpy as np
 from probgen.base.errors import DataError, MethodError, ModelError
 from probgen.program.model import Model
 from probgen.program.simulate import full_shape, halves, outcomes
-from probgen.program.sites import Kind, Site
+from probgen.program.sites import Kind, Site, variable_name
 
 if TYPE_CHECKING:
     import xarray
@@ -39,14 +39,16 @@ class Posterior:
         }
         self.draws: dict[str, np.ndarray] = {}
         self.dims: set[str] = set()
+        names = {variable_name(site.name): site.name for site in model.sites}
         for name, variable in posterior.data_vars.items():
             if {"chain", "draw"} <= set(variable.dims):
                 array = variable.transpose("chain", "draw", ...).values
-                self.draws[str(name)] = array.reshape(-1, *array.shape[2:])
+                self.draws[names.get(str(name), str(name))] = array.reshape(-1, *array.shape[2:])
                 self.dims |= {str(dim) for dim in variable.dims}
         self.observed: dict[str, np.ndarray] = {}
         if "observed_data" in tree.children:
-            self.observed = {str(name): v.values for name, v in tree["observed_data"].data_vars.items()}
+            data = tree["observed_data"].data_vars
+            self.observed = {names.get(str(name), str(name)): v.values for name, v in data.items()}
         scaffold = halves(model)
         seen = {scaffold.get(name, name) for name in self.observed}
         self.outcomes = outcomes(model) | {site.name for site in model.sites if site.name in seen}
@@ -210,7 +212,7 @@ def with_new_data(
             )
             raise type(error)(f"the program does not run with the new data: {error}{also}") from error
     sizes = {dim: size for site in new.sites for dim, size in zip(site.dims, full_shape(site), strict=True)}
-    kept = {d: v for d, v in model.labels.items() if d in held_dims and sizes.get(d) == len(v)}
+    kept = {d: v for d, v in model.labels.items() if variable_name(d) in held_dims and sizes.get(d) == len(v)}
     return new.with_coords({**kept, **coords})
 
 

@@ -48,9 +48,9 @@ class BatchDensity(Density):
         """The density on another batch."""
         return eqx.tree_at(lambda density: density.key, self, key)
 
-    def substituted(self, u: Position, discrete: Values | None = None) -> Callable[[], Any]:
-        """See ``Density.substituted``."""
-        return handlers.seed(super().substituted(u, discrete), self.key)
+    def bound(self) -> Callable[[], Any]:
+        """See ``Density.bound``."""
+        return handlers.seed(super().bound(), self.key)
 
     def constrain(self, u: Position, discrete: Values | None = None) -> Values:
         """See ``Density.constrain``; sites inside a subsampled plate, which belong to one batch, are left out."""

@@ -147,7 +147,12 @@ def run_enumerated(program: Callable[[], Any], nesting: int) -> dict[str, dict[s
     """
     enumerated = _Enumerate(config_enumerate(_Forward(_Factors(program))), first_available_dim=-1 - nesting)
     with plate_to_enum_plate():
-        return _Trace(enumerated, -1 - nesting).get_trace()
+        sites = _Trace(enumerated, -1 - nesting).get_trace()
+    for site in sites.values():
+        names = site["infer"]["dim_to_name"]
+        # Under ``handlers.scope`` the plates of a site have a prefix, which the axes do not know.
+        names.update({frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.dim in names})
+    return sites
 
 
 def is_enumerated(site: dict[str, Any]) -> bool:

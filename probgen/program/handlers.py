@@ -6,6 +6,7 @@ values to substitute are passed on. The handlers here wrap the body itself.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpyro.primitives import Messenger
 
 from probgen.base.errors import ModelError
 
-__all__ = ["InitialKeys", "Intervene", "ShowRows", "Unobserve", "Watch", "base_of", "natural_name"]
+__all__ = ["InitialKeys", "Intervene", "RowOrder", "ShowRows", "Unobserve", "Watch", "base_of", "natural_name"]
 
 type Message = dict[str, Any]
 
@@ -54,7 +55,7 @@ class _Reaching(Messenger):
             self.act(msg, None, None)
 
     def _wrap_body(self, msg: Message) -> None:
-        if msg["fn"] is scan_wrapper:
+        if _is_scan(msg):
             body, init, xs, length, reverse = msg["args"]
             size = length if length is not None else jnp.shape(jax.tree.leaves(xs)[0])[0]
 
@@ -84,6 +85,50 @@ class _InsideScan(Messenger):
     def process_message(self, msg: Message) -> None:
         if not msg.get("_control_flow_done", False):
             self.outer.act(msg, self.step, self.length)
+
+
+class RowOrder(Messenger):
+    """Give sites inside a reversed scan the values of their rows, whoever gives values from outside.
+
+    NumPyro numbers steps by when they run. In a scan with ``reverse=True`` it would therefore give the first value of a
+    series to the last row, where the trace, in the order of rows, shows it at the end.
+    """
+
+    def process_message(self, msg: Message) -> None:
+        if msg["type"] == "control_flow" and msg["fn"] is scan_wrapper and msg["args"][4]:
+            msg["fn"] = _scan_by_rows
+
+
+def _is_scan(msg: Message) -> bool:
+    return msg["fn"] in (scan_wrapper, _scan_by_rows)
+
+
+def _scan_by_rows(
+    body: Callable[..., Any], init: Any, xs: Any, length: int | None, reverse: bool, **kwargs: Any
+) -> Any:
+    size = length if length is not None else jnp.shape(jax.tree.leaves(xs)[0])[0]
+
+    def by_row(kind: str, given: Any) -> Any:
+        if kind != "replay":
+            return functools.partial(_value_of_row, given, size)
+        return {
+            name: {**site, "value": jnp.flip(site["value"], 0)} if jnp.shape(site["value"])[:1] == (size,) else site
+            for name, site in given.items()
+        }
+
+    kwargs["substitute_stack"] = [(kind, by_row(kind, given)) for kind, given in kwargs["substitute_stack"]]
+    return scan_wrapper(body, init, xs, length, reverse, **kwargs)
+
+
+def _value_of_row(given: Any, size: int, site: Message) -> Any:
+    """What a handler outside gives to one step of a reversed scan."""
+    row = size - 1 - site["infer"]["_scan_current_index"]
+    if callable(given):
+        return given({**site, "infer": {**site["infer"], "_scan_current_index": row}})
+    value = given.get(site["name"])
+    if value is None or jnp.ndim(value) == len(site["kwargs"]["sample_shape"] + site["fn"].shape()):
+        return value
+    return value[row]
 
 
 class Intervene(_Reaching):
@@ -228,7 +273,7 @@ class _Repeated(Messenger):
 
     def process_message(self, msg: Message) -> None:
         if msg["type"] == "control_flow":
-            self.nested = self.scanned and msg["fn"] is scan_wrapper
+            self.nested = self.scanned and _is_scan(msg)
             return
         self.outer.note(msg)
         if msg["type"] not in ("sample", "deterministic"):

@@ -18,8 +18,8 @@ from numpyro.distributions.distribution import validation_enabled
 
 from probgen.base.errors import DataError, ModelError, suggestion
 from probgen.base.typing import Program
-from probgen.program.handlers import Intervene, natural_name
-from probgen.program.sites import RESERVED, Kind, Site, discover
+from probgen.program.handlers import Intervene, RowOrder, natural_name
+from probgen.program.sites import RESERVED, Kind, Site, discover, variable_name
 from probgen.program.tracing import surroundings
 from probgen.run.compiled import TRACING
 
@@ -146,7 +146,7 @@ class Model(eqx.Module):
         def program() -> Any:
             return self.program(**leaves, **dict(self.settings))
 
-        bound = program
+        bound = RowOrder(program)
         if world or self.mechanisms:
             bound = Intervene(bound, {**world, **dict(self.mechanisms)})
         return handlers.condition(bound, data=dict(given)) if given else bound
@@ -267,7 +267,14 @@ class Model(eqx.Module):
 
     def _check_labels(self) -> None:
         sizes: dict[str, tuple[int, str]] = {}
+        shown: dict[str, str] = {}
         for site in self.sites:
+            first = shown.setdefault(variable_name(site.name), site.name)
+            if first != site.name:
+                raise ModelError(
+                    f"sites {first!r} and {site.name!r} are both called {variable_name(first)!r} in results, where a "
+                    f"slash separates groups. Rename one of them."
+                )
             if site.name in RESERVED:
                 raise ModelError(
                     f"a site is called {site.name!r}, which names an axis of the results. Rename the site."

@@ -25,7 +25,7 @@ from probgen.program.handlers import Watch, base_of
 from probgen.program.observations import Leaves, Origin, Suspect, described, outside, raise_if_wrong, site_log_prob
 from probgen.program.tracing import check_repeatable, explained, makes_generators, pure
 
-__all__ = ["Kind", "Plate", "Site", "discover", "start_value"]
+__all__ = ["Kind", "Plate", "Site", "discover", "start_value", "variable_name"]
 
 RESERVED = ("chain", "draw")
 
@@ -39,6 +39,12 @@ class Kind(enum.Enum):
     deterministic = "deterministic"
     factor = "factor"
     param = "param"
+
+
+def variable_name(name: str) -> str:
+    """What a site, or a dimension, is called in results: ``net/layers[0].weight`` of a network has a slash, which
+    separates groups there."""
+    return name.replace("/", ".")
 
 
 @dataclasses.dataclass(frozen=True)

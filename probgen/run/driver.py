@@ -53,15 +53,18 @@ def drive(
     bars = range(len(workers)) if bars is None else bars
     waiting = collections.deque((*job, steps) for job in zip(workers, bars, strict=True) if steps)
 
+    precise = bool(jax.config.jax_enable_x64)
+
     def run() -> None:
-        while waiting and not stop.is_set():
-            try:
-                worker, bar, ((first, last), *rest) = waiting.popleft()
-            except IndexError:  # another thread was faster
-                return
-            progress.update(bar, last, worker(first, last))
-            if rest:
-                waiting.append((worker, bar, rest))
+        with jax.enable_x64(precise):  # a block of the caller's holds for the caller's thread only
+            while waiting and not stop.is_set():
+                try:
+                    worker, bar, ((first, last), *rest) = waiting.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                progress.update(bar, last, worker(first, last))
+                if rest:
+                    waiting.append((worker, bar, rest))
 
     with progress:
         # Threads even for one worker: Ctrl-C reaches the main thread, so it never falls into the middle of a piece.

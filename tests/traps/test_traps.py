@@ -141,7 +141,7 @@ def test_03_every_method_reports_the_same_sites(grouped):
     np.testing.assert_allclose(posterior["double"], 2 * posterior["theta"])
 
 
-def test_24_statistics_are_those_that_the_method_has(grouped):
+def test_24_27_statistics_are_those_that_the_method_has(grouped):
     schema = {"lp", "energy", "diverging", "acceptance_rate", "n_steps", "tree_depth", "step_size"}
     stats = set(grouped["sample_stats"].data_vars)
     if grouped.attrs["method"] == "nuts":
