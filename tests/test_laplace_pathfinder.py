@@ -148,11 +148,11 @@ def banana(y):
 
 
 def test_laplace_says_when_it_has_not_converged():
-    with pytest.warns(pg.ProbgenWarning, match="step limit|k-hat") as caught:
+    with pytest.warns(pg.ProbgenWarning, match="before it had converged|k-hat") as caught:
         tree = pg.infer(pg.Model(banana, {"y": 20.0}), Laplace(max_steps=2, starts=1), seed=0)
     assert tree.attrs["ended"] == "not_converged"
     assert tree.attrs["newton_decrement"] > 1e-6
-    assert any("step limit" in str(w.message) for w in caught)
+    assert any("before it had converged" in str(w.message) for w in caught)
 
 
 def test_laplace_refuses_a_flat_direction_by_name():
@@ -234,7 +234,7 @@ def test_pathfinder_says_when_it_has_not_converged():
     with pytest.warns(pg.ProbgenWarning) as caught:
         tree = pg.infer(pg.Model(banana, {"y": 20.0}), Pathfinder(max_steps=2, paths=1), seed=0)
     assert tree.attrs["ended"] == "not_converged"
-    assert any("step limit" in str(w.message) for w in caught)
+    assert any("before it had converged" in str(w.message) for w in caught)
 
 
 # -- both

@@ -62,6 +62,8 @@ METHODS = {
     "ensemble": pg.AIES(),
     "sgld": pg.SGLD(step_size=0.01, decay=0.6),
     "svi": pg.SVI(steps=1000, window=100),
+    "svgd": pg.SVGD(particles=30, steps=300),
+    "stein_vi": pg.SteinVI(components=2, steps=400, window=100),
     "pathfinder": pg.Pathfinder(),
 }
 
@@ -115,7 +117,15 @@ def killed_at(monkeypatch, n, after):
     monkeypatch.setattr(output.os, "replace", fatal)
 
 
-@pytest.mark.parametrize(("method", "writes"), [(pg.NUTS(), 926), (pg.SVI(steps=600, window=100), 40)])
+@pytest.mark.parametrize(
+    ("method", "writes"),
+    [
+        (pg.NUTS(), 926),
+        (pg.SVI(steps=600, window=100), 40),
+        (pg.SVGD(particles=30, steps=600), 40),
+        (pg.SteinVI(components=2, steps=600, window=100), 40),
+    ],
+)
 @pytest.mark.filterwarnings("ignore::probgen.base.errors.ProbgenWarning")
 def test_killed_at_any_write_it_goes_on_bit_for_bit(method, writes, tmp_path, monkeypatch):
     """It dies again and again, each time after more writes; between the deaths the store opens as a tree."""

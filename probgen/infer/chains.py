@@ -279,7 +279,7 @@ class Sink:
         """Draws by group, of the first ``slots`` that are kept."""
         skip = self.programs.skip
         after = {"posterior": max(0, slots - skip), "sample_stats": max(0, slots - skip)}
-        if not self.programs.plan.keep_warmup:
+        if not skip:
             return after
         return {"warmup_posterior": min(slots, skip), "warmup_sample_stats": min(slots, skip), **after}
 

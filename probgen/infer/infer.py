@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 import numbers
 import os
-import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,12 @@ from probgen.infer.choose import choose
 from probgen.infer.method import KernelMethod, Method, Need, Plan, Run
 from probgen.infer.results import attributes, to_tree, versions
 from probgen.program.density import Density
-from probgen.program.fingerprint import fingerprint
+from probgen.program.fingerprint import fingerprint, stable
 from probgen.program.model import Model
-from probgen.program.sites import Kind
+from probgen.program.sites import Kind, variable_name
+from probgen.run.archive import harmless
 from probgen.run.compiled import TRACING
-from probgen.run.devices import Devices, mesh_of
+from probgen.run.devices import CHAIN, DATA, Devices, mesh_of
 from probgen.run.progress import show_by_default
 from probgen.run.store import Store
 
@@ -136,8 +136,9 @@ def infer(
         with TRACING:
             tree = to_tree(model, density, run, attrs, warmup // thin if keep_warmup else 0)
     else:
+        _check_names(model)
         with TRACING:
-            identity = _identity(model, chosen, key, density, attrs, keep_warmup=keep_warmup)
+            identity = _identity(model, chosen, key, density, attrs, plan)
         with Store(store, identity) as kept:
             tree = kept.load() if kept.sealed else _run_stored(kept, model, chosen, key, density, plan, attrs)
     ended = Ended[tree.attrs["ended"]]
@@ -149,6 +150,16 @@ def infer(
     return tree
 
 
+def _check_names(model: Model) -> None:
+    """Refuse names that cannot be those of folders before anything is computed."""
+    for name in dict.fromkeys(name for site in model.sites for name in (site.name, *site.dims)):
+        if not harmless(variable_name(name)):
+            raise StoreError(
+                f"{name!r} cannot be the name of a folder, and a store keeps each site in a folder of its name. Rename "
+                f"the site, plate or axis, or leave store out."
+            )
+
+
 def _run_stored(
     store: Store, model: Model, method: Method, key: PRNGKey, density: Density, plan: Plan, attrs: dict[str, Any]
 ) -> xarray.DataTree:
@@ -157,7 +168,7 @@ def _run_stored(
     def describe(run: Run) -> xarray.DataTree:
         with TRACING:
             tree = to_tree(model, density, run, attrs)
-        if plan.keep_warmup:
+        if plan.keep_warmup and plan.warmup >= plan.thin:
             for group in ("posterior", "sample_stats"):
                 tree[f"warmup_{group}"] = tree[group].copy()
         return tree
@@ -174,16 +185,19 @@ def _run_stored(
 
 
 def _identity(
-    model: Model, method: Method, key: PRNGKey, density: Density, attrs: dict[str, Any], *, keep_warmup: bool
+    model: Model, method: Method, key: PRNGKey, density: Density, attrs: dict[str, Any], plan: Plan
 ) -> dict[str, str]:
     """What makes a run this run: all that decides on its draws."""
-    settings = {f"setting {name!r} of the method": value for name, value in attrs["settings"].items()}
+    fields = [field.name for field in dataclasses.fields(method) if field.name != "backend"]
+    settings = {f"setting {name!r} of the method": stable(getattr(method, name)) for name in fields}
     counts = {name: attrs[name] for name in ("method", "backend", "draws", "warmup", "chains", "thin", "precision")}
-    own = {**fingerprint(model, density), **counts, **settings, "keep_warmup": keep_warmup}
+    own = {**fingerprint(model, density), **counts, **settings, "keep_warmup": plan.keep_warmup}
+    mesh = plan.mesh
     own |= {"seed": jax.random.key_data(key).tolist(), "platform": jax.default_backend()}
+    # Chains on one device, on several, and rows that are split are programs of their own.
+    own["devices"] = "default" if mesh is None else f"{min(mesh.shape[CHAIN], 2)} x {mesh.shape[DATA]}"
     own |= {name.replace("_", " of "): version for name, version in versions().items()}
-    texts = {name: value if isinstance(value, str) else repr(value) for name, value in own.items()}
-    return {name: re.sub(r" at 0x[0-9a-f]+", "", text) for name, text in texts.items()}
+    return {name: stable(value) for name, value in own.items()}
 
 
 def check_model(model: Model, method: Method) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import importlib.metadata
 import json
@@ -79,11 +80,20 @@ def dataset(model: Model, variables: dict[str, tuple[tuple[str, ...], np.ndarray
     }
     sizes = {dim: size for dims, array in variables.values() for dim, size in zip(dims, np.shape(array), strict=True)}
     coords = {
-        dim: np.asarray(labels[dim]) if dim in labels and len(labels[dim]) == size else np.arange(size)
+        dim: _label_array(labels[dim]) if dim in labels and len(labels[dim]) == size else np.arange(size)
         for dim, size in sizes.items()
         if dim not in ("chain", "draw")
     }
     return xarray.Dataset({name: (dims, np.asarray(array)) for name, (dims, array) in variables.items()}, coords=coords)
+
+
+def _label_array(labels: tuple[Any, ...]) -> np.ndarray:
+    """Labels as an array that files can hold: dates are times, other objects what they print."""
+    array = np.asarray(labels)
+    if array.dtype != object:
+        return array
+    dates = all(isinstance(label, datetime.date) and getattr(label, "tzinfo", None) is None for label in labels)
+    return array.astype("datetime64[ns]") if dates else np.asarray([str(label) for label in labels])
 
 
 def labelled(model: Model, values: dict[str, np.ndarray]) -> xarray.Dataset:

@@ -96,12 +96,13 @@ def _drive(programs: Programs, jobs: list[Job]) -> bool:
         labels = ["all chains"] if plan.chains > 1 and programs.together else ["chain 0"]
     else:
         labels = [f"chain {i}" for i in range(len(jobs))]
+    patient = plan.store is not None
     try:
         with Progress(labels, programs.total, plan.progress) as progress:
-            interrupted = drive([job.work for job in jobs], programs.scouting, progress)
+            interrupted = drive([job.work for job in jobs], programs.scouting, progress, patient=patient)
             if not interrupted:
                 interrupted = _scout(programs, jobs, progress)
-            return interrupted or drive([job.work for job in jobs], programs.pieces, progress)
+            return interrupted or drive([job.work for job in jobs], programs.pieces, progress, patient=patient)
     finally:
         for job in jobs:
             job.save()
@@ -125,6 +126,8 @@ def _scout(programs: Programs, jobs: list[Job], progress: Progress) -> bool:
             behind = np.flatnonzero(lp < np.max(lp) - far).tolist() if np.isfinite(lp).all() else []
             attempt += 1
             if not behind or attempt > SECOND_CHANCES:
+                for job in jobs:  # with the attempts that were decided on: none is asked for again
+                    job.save()
                 return False
             if store is not None:
                 for job in jobs:
@@ -134,7 +137,7 @@ def _scout(programs: Programs, jobs: list[Job], progress: Progress) -> bool:
         for i in behind:
             if jobs[i].attempt < attempt:
                 jobs[i].begin(attempt)
-        if drive([jobs[i].work for i in behind], programs.scouting, progress, behind):
+        if drive([jobs[i].work for i in behind], programs.scouting, progress, behind, patient=store is not None):
             return True
         for i in behind:
             if not jobs[i].started:  # no finite start this time: the one before is better than none

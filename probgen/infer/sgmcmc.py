@@ -75,7 +75,8 @@ class _StochasticGradient(KernelMethod):
         run = super().run(key, density, plan)
         if self.decay:
             kept = run.stats["step_size"].copy()
-            kept[:, : kept.shape[1] - plan.draws] = 0.0
+            warm = plan.warmup // plan.thin if plan.keep_warmup and run.stored is None else 0
+            kept[:, :warm] = 0.0
             with np.errstate(divide="ignore"):
                 run.stats["log_weight"] = np.log(kept) - np.log(kept.sum())
         run.attrs["approximate"] = (

@@ -18,7 +18,6 @@ Carlo moves them at the end, on trial: see ``drift``.
 
 from __future__ import annotations
 
-import itertools
 import time
 import warnings
 from typing import Any, ClassVar
@@ -39,9 +38,10 @@ from probgen.infer.sampling import no_start
 from probgen.infer.settings import check_count, check_positive
 from probgen.infer.svi_engine import Frame, find_frame
 from probgen.program.density import Density
-from probgen.run.compiled import compile_all
-from probgen.run.driver import drive, to_host
+from probgen.run.compiled import Executable, compile_all
+from probgen.run.driver import to_host
 from probgen.run.progress import Progress
+from probgen.run.training import train
 
 __all__ = ["SVGD"]
 
@@ -123,6 +123,45 @@ def read_swarm(key: PRNGKey, density: Density, frame: Frame, swarm: Swarm) -> tu
     return u, *evaluate(key_discrete, density, u), move_points(key_move, density, u)
 
 
+class _Settling:
+    """Particles at work, for ``train``. Their state is the frame, and the swarm."""
+
+    def __init__(
+        self, programs: list[Executable], density: Density, start: tuple[int, int, float], keys: Any, tolerance: float
+    ) -> None:
+        self.programs, self.density, self.start, self.keys = programs, density, start, keys
+        self.tolerance, self.rate = tolerance, 1.0
+        self.force, self.before = np.inf, np.inf
+
+    @property
+    def settled(self) -> bool:
+        """Whether the force is small."""
+        return self.force < self.tolerance
+
+    @property
+    def finished(self) -> bool:
+        """Whether the particles have settled, or are stuck."""
+        return self.settled or self.rate < _STUCK
+
+    def begin(self) -> tuple[Frame, Swarm]:
+        frame = self.programs[0](self.keys[0], self.density)
+        if not bool(frame.ok):
+            raise no_start(self.density, self.keys[0])
+        return frame, self.programs[1](self.keys[1], *self.start)
+
+    def advance(self, state: tuple[Frame, Swarm], first: int, last: int) -> tuple[tuple[Frame, Swarm], np.ndarray]:
+        frame, swarm = state
+        rate, steps = np.asarray(self.rate, float), np.asarray(last - first, int)
+        swarm, forces = self.programs[2](self.density, frame, swarm, rate, self.start[-1], steps)
+        return (frame, swarm), np.asarray(forces)[: last - first]
+
+    def judge(self, trace: np.ndarray) -> dict[str, float]:
+        if not trace.mean() < self.before:
+            self.rate /= 2
+        self.force, self.before = float(trace[-1]), float(trace.mean())
+        return {"force": self.force}
+
+
 class SVGD(Method):
     """Stein variational gradient descent.
 
@@ -169,50 +208,22 @@ class SVGD(Method):
         check_plan(self, plan)
         key_frame, key_begin, key_read = jax.random.split(key, 3)
         start = (density.dim, self.particles, self.learning_rate)
-        swarm = eqx.filter_eval_shape(begin_swarm, key, *start)
-        frame = eqx.filter_eval_shape(find_frame, key, density)
         rate, steps = jax.ShapeDtypeStruct((), float), jax.ShapeDtypeStruct((), int)
-        (find, begin, move, read), compiling = compile_all(
+        programs, compiling = compile_all(
             [
                 (find_frame, (key, density)),
                 (begin_swarm, (key, *start)),
-                (move_swarm, (density, frame, swarm, rate, self.learning_rate, steps)),
-                (read_swarm, (key, density, frame, swarm)),
+                (move_swarm, lambda shapes: (density, *shapes[:2], rate, self.learning_rate, steps)),
+                (read_swarm, lambda shapes: (key, density, *shapes[:2])),
             ]
         )
         began = time.perf_counter()
-        frames: list[Frame] = []
-        swarms: list[Swarm] = []
-        forces: list[np.ndarray] = []
-        rates = [1.0]
-
-        def settled() -> bool:
-            return bool(forces) and forces[-1][-1] < self.tolerance
-
-        def stuck() -> bool:
-            return rates[-1] < _STUCK
-
-        def work(first: int, last: int) -> dict[str, float]:
-            if not swarms:
-                frames.append(find(key_frame, density))
-                if not bool(frames[0].ok):
-                    raise no_start(density, key_frame)
-                swarms.append(begin(key_begin, *start))
-            if not settled() and not stuck():
-                rate, steps = np.asarray(rates[-1], float), np.asarray(last - first, int)
-                swarms[0], made = move(density, frames[0], swarms[0], rate, self.learning_rate, steps)
-                forces.append(np.asarray(made)[: last - first])
-                if len(forces) > 1 and not forces[-1].mean() < forces[-2].mean():
-                    rates.append(rates[-1] / 2)
-            return {"force": float(forces[-1][-1])}
-
-        cuts = [*range(0, self.steps, _BLOCK), self.steps]
-        pieces = list(itertools.pairwise(cuts))
-        interrupted = drive([work], pieces, Progress(["particles"], self.steps, plan.progress, "steps"))
-        if not forces:
-            raise KeyboardInterrupt
-        u, lp, values, moved = to_host(read(key_read, density, frames[0], swarms[0]))
-        ended = Ended.completed if settled() else Ended.not_converged
+        trainer = _Settling(programs, density, start, (key_frame, key_begin), self.tolerance)
+        template = (programs[0].shape, programs[1].shape)
+        progress = Progress(["particles"], self.steps, plan.progress, "steps")
+        state, forces, interrupted = train(trainer, template, self.steps, _BLOCK, plan.store, progress)
+        u, lp, values, moved = to_host(programs[3](key_read, density, *state))
+        ended = Ended.completed if trainer.settled else Ended.not_converged
         ended = ended if np.isfinite(u).all() else Ended.diverged
         run = Run({name: value[None] for name, value in values.items()}, {"lp": lp[None]}, u[None], ended)
         if interrupted:
@@ -222,13 +233,13 @@ class SVGD(Method):
             **about("Particles of Stein variational gradient descent: arranged, not drawn from the posterior."),
             "chains": 1,
             "draws": self.particles,
-            "steps": sum(map(len, forces)),
-            "force": float(forces[-1][-1]),
+            "steps": forces.size,
+            "force": float(forces[-1]),
             "hmc_drift": drift.largest,
             "hmc_drift_limit": drift.limit,
             "hmc_drift_worst": drift.worst,
         }
-        run.groups["optimization"] = {"force": (("step",), np.concatenate(forces))}
+        run.groups["optimization"] = {"force": (("step",), forces)}
         run.groups["hmc_drift"] = {
             "location": (("coordinate",), drift.location),
             "spread": (("coordinate",), drift.spread),

@@ -20,7 +20,6 @@ best of one Pathfinder path per component; each component starts at a draw of it
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -36,7 +35,7 @@ from jax.scipy.special import logsumexp
 from numpyro import handlers
 from numpyro.distributions import Distribution, biject_to, constraints
 
-from probgen.base.errors import Ended, MethodError
+from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar, Values
 from probgen.infer.approximate import check_plan, evaluate, has_evidence, weighted_run
 from probgen.infer.guides import FlatGuide, FullRank, LowRank, MeanField
@@ -44,12 +43,13 @@ from probgen.infer.method import Method, Need, Plan, Run
 from probgen.infer.pathfinder import find_path
 from probgen.infer.sampling import no_start
 from probgen.infer.settings import check_count, check_positive
-from probgen.infer.svi import Judge
+from probgen.infer.svi import Judged
 from probgen.infer.svi_engine import Frame
 from probgen.program.density import Density
-from probgen.run.compiled import compile_all
-from probgen.run.driver import drive, to_host
+from probgen.run.compiled import Executable, compile_all
+from probgen.run.driver import to_host
 from probgen.run.progress import Progress
+from probgen.run.training import train
 
 __all__ = ["SteinVI"]
 
@@ -234,6 +234,28 @@ def read_mixture(key: PRNGKey, guide: FlatGuide, density: Density, frame: Frame,
     )
 
 
+class _Mixing(Judged):
+    """A mixture at work. Its state is the frame, and the fit."""
+
+    def __init__(
+        self, programs: list[Executable], start: tuple[Any, ...], moving: tuple[Any, ...], keys: Any, *judged: Any
+    ) -> None:
+        super().__init__(*judged)
+        self.programs, self.start, self.moving, self.keys = programs, start, moving, keys
+
+    def begin(self) -> tuple[Frame, Fit]:
+        frame, fit = self.programs[0](self.keys[0], *self.start)
+        if not bool(frame.ok):
+            raise no_start(self.start[-1], self.keys[0])
+        return frame, fit
+
+    def advance(self, state: tuple[Frame, Fit], first: int, last: int) -> tuple[tuple[Frame, Fit], np.ndarray]:
+        frame, fit = state
+        now = (np.asarray(first, int), np.asarray(self.convergence.rate, float))
+        fit, bounds = self.programs[1](self.keys[1], *self.moving, frame, fit, *now, self.block)
+        return (frame, fit), np.asarray(bounds)[: last - first]
+
+
 class SteinVI(Method):
     """Variational inference with a mixture of normal guides, moved by Stein forces.
 
@@ -299,48 +321,20 @@ class SteinVI(Method):
         block = min(self.window, self.steps)
         start = (self.guide, self.components, self.learning_rate, density)
         moving = (self.guide, self.samples, self.learning_rate, density)
-        frame, fit = eqx.filter_eval_shape(begin_mixture, key, *start)
         index, rate = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), float)
-        (begin, advance, read), compiling = compile_all(
+        programs, compiling = compile_all(
             [
                 (begin_mixture, (key, *start)),
-                (mixture_steps, (key, *moving, frame, fit, index, rate, block)),
-                (read_mixture, (key, self.guide, density, frame, fit, count)),
+                (mixture_steps, lambda shapes: (key, *moving, *shapes[0], index, rate, block)),
+                (read_mixture, lambda shapes: (key, self.guide, density, *shapes[0], count)),
             ]
         )
         began = time.perf_counter()
-        judge = Judge(block, self.tolerance)
-        at: list[tuple[Frame, Fit]] = []
-        bounds: list[np.ndarray] = []
-        rates: list[np.ndarray] = []
-
-        def work(first: int, last: int) -> dict[str, float]:
-            if not at:
-                at.append(begin(key_begin, *start))
-                if not bool(at[0][0].ok):
-                    raise no_start(density, key_begin)
-            if judge.converged:
-                return {"converged": 1}
-            frame, fit = at[0]
-            now = (np.asarray(first, int), np.asarray(judge.rate, float))
-            fit, made = advance(key_fit, *moving, frame, fit, *now, block)
-            at[0] = (frame, fit)
-            bounds.append(np.asarray(made)[: last - first])
-            rates.append(np.full(last - first, judge.rate * self.learning_rate))
-            judge.add(bounds[-1])
-            return {"bound": float(np.nanmean(bounds[-1])), "rate": float(rates[-1][-1])}
-
-        cuts = [*range(0, self.steps, block), self.steps]
-        pieces = list(itertools.pairwise(cuts))
-        interrupted = drive([work], pieces, Progress(["fit"], self.steps, plan.progress, "steps"))
-        if not bounds:
-            raise KeyboardInterrupt
-        found = to_host(read(key_read, self.guide, density, *at[0], count))
-        trace = np.concatenate(bounds)
-        ended = Ended.completed if judge.converged else Ended.not_converged
-        ended = Ended.interrupted if interrupted else ended
-        if not np.isfinite(trace[-block:]).any():
-            ended = Ended.diverged
+        trainer = _Mixing(programs, start, moving, (key_begin, key_fit), block, self.tolerance, self.learning_rate)
+        progress = Progress(["fit"], self.steps, plan.progress, "steps")
+        state, trace, interrupted = train(trainer, programs[0].shape, self.steps, block, plan.store, progress)
+        found = to_host(programs[2](key_read, self.guide, density, *state, count))
+        ended = trainer.ended(trace, interrupted=interrupted)
         sentence = f"Draws from a mixture of {self.components} normal guides, not from the posterior."
         run = weighted_run(density, plan, found.u, found.values, found.lp, found.raw, sentence, ended)
         run.stats["component"] = found.component.reshape(plan.chains, plan.draws)
@@ -348,10 +342,7 @@ class SteinVI(Method):
         if has_evidence(density):
             se = float(found.raw.std(ddof=1) / found.raw.size**0.5)
             run.attrs |= {"elbo": float(found.raw.mean()), "elbo_se": se}
-        run.groups["optimization"] = {
-            "objective": (("step",), trace),
-            "learning_rate": (("step",), np.concatenate(rates)),
-        }
+        run.groups["optimization"] = trainer.optimization(trace)
         run.groups["mixture"] = {
             "weight": (("component",), found.weight),
             "loc": (("component", "coordinate"), found.loc),

@@ -50,7 +50,7 @@ from probgen.run.driver import to_host
 from probgen.run.progress import Progress
 from probgen.run.training import train
 
-__all__ = ["SVI"]
+__all__ = ["SVI", "Judge", "Judged"]
 
 _RATE_FACTOR = 0.25
 _LEAST_RATES = 3
@@ -108,20 +108,46 @@ def _level(objective: np.ndarray) -> tuple[float, float]:
     return float(good.mean()), float(means.std(ddof=1) / np.sqrt(_BATCHES))
 
 
-class _Fitting:
-    """A fit at work, for ``train``. Its state is the frame that was found, and the fit."""
+class Judged:
+    """What trainers share whose objective a ``Judge`` looks at (see ``train``)."""
 
-    def __init__(
-        self, problem: Problem, programs: list[Executable], keys: tuple[PRNGKey, ...], block: int, tolerance: float
-    ) -> None:
-        self.problem, self.block, self.keys = problem, block, keys
-        self.start, self.step, _, *self.find = programs
+    def __init__(self, block: int, tolerance: float, learning_rate: float) -> None:
+        self.block, self.learning_rate = block, learning_rate
         self.convergence = Judge(block, tolerance)
         self.rates: list[np.ndarray] = []
 
     @property
     def finished(self) -> bool:
+        """See ``Trainer``."""
         return self.convergence.converged
+
+    def judge(self, trace: np.ndarray) -> dict[str, float]:
+        """See ``Trainer``."""
+        rate = self.convergence.rate * self.learning_rate
+        self.rates.append(np.full(trace.size, rate))
+        self.convergence.add(trace)
+        return {"objective": float(np.nanmean(trace)), "rate": rate}
+
+    def ended(self, trace: np.ndarray, *, interrupted: bool) -> Ended:
+        """How it ended."""
+        if not np.isfinite(trace[-self.block :]).any():
+            return Ended.diverged
+        if interrupted:
+            return Ended.interrupted
+        return Ended.completed if self.finished else Ended.not_converged
+
+    def optimization(self, trace: np.ndarray) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+        """The group that tells how it went."""
+        return {"objective": (("step",), trace), "learning_rate": (("step",), np.concatenate(self.rates))}
+
+
+class _Fitting(Judged):
+    """A fit at work. Its state is the frame that was found, and the fit."""
+
+    def __init__(self, problem: Problem, programs: list[Executable], keys: tuple[PRNGKey, ...], *judged: Any) -> None:
+        super().__init__(*judged)
+        self.problem, self.keys = problem, keys
+        self.start, self.step, _, *self.find = programs
 
     def begin(self) -> tuple[Frame, Fit]:
         density, key_frame = self.problem.density, self.keys[0]
@@ -139,12 +165,6 @@ class _Fitting:
         now = (np.asarray(first, int), np.asarray(self.convergence.rate, float))
         fit, losses = self.step(self.keys[2], self.framed(frame), fit, *now, self.block)
         return (frame, fit), -np.asarray(losses)[: last - first]
-
-    def judge(self, trace: np.ndarray) -> dict[str, float]:
-        rate = self.convergence.rate
-        self.rates.append(np.full(trace.size, rate))
-        self.convergence.add(trace)
-        return {"objective": float(np.nanmean(trace)), "rate": rate * self.problem.learning_rate}
 
 
 class SVI(Method):
@@ -245,23 +265,17 @@ class SVI(Method):
         programs, compiling = compile_all(calls if own else [*calls, (find_frame, (key, density))])
         fit = programs[0].shape
         began = time.perf_counter()
-        trainer = _Fitting(problem, programs, (key_frame, key_begin, key_fit), block, self.tolerance)
+        keys = (key_frame, key_begin, key_fit)
+        trainer = _Fitting(problem, programs, keys, block, self.tolerance, self.learning_rate)
         progress = Progress(["fit"], self.steps, plan.progress, "steps")
         (frame, fit), trace, interrupted = train(trainer, (frame, fit), self.steps, block, plan.store, progress)
-        judge = trainer.convergence
         found = to_host(programs[2](key_read, trainer.framed(frame), fit, count))
-        ended = Ended.completed if judge.converged else Ended.not_converged
-        ended = Ended.interrupted if interrupted else ended
-        if not np.isfinite(trace[-block:]).any():
-            ended = Ended.diverged
+        ended = trainer.ended(trace, interrupted=interrupted)
         guide = "own program" if own else type(self.guide).__name__
         sentence = f"Draws from the guide ({guide}), not from the posterior."
         run = self._run(density, plan, found, sentence, ended, batches)
         run.attrs |= {"steps": int(trace.size), "skipped_steps": int(np.sum(~np.isfinite(trace)))}
-        run.groups["optimization"] = {
-            "objective": (("step",), trace),
-            "learning_rate": (("step",), np.concatenate(trainer.rates) * self.learning_rate),
-        }
+        run.groups["optimization"] = trainer.optimization(trace)
         if found.params:
             # Held at every draw as well: prediction takes all that a program needs from the posterior.
             shape = (plan.chains, plan.draws)
