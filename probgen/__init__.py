@@ -4,6 +4,7 @@ A model is written once, as a NumPyro program. ``pg.Model`` adds data and labels
 as one ArviZ DataTree.
 """
 
+from probgen import testing as testing
 from probgen.backends.registry import register as register_backend
 from probgen.base.errors import (
     DataError,
