@@ -4,7 +4,9 @@ A model is written once, as a NumPyro program. ``pg.Model`` adds data and labels
 as one ArviZ DataTree.
 """
 
-from probgen import testing as testing
+import importlib
+from typing import Any
+
 from probgen.backends.registry import register as register_backend
 from probgen.base.errors import (
     DataError,
@@ -99,3 +101,9 @@ __all__ = [
     "simulate",
     "use_compilation_cache",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "testing":  # few need it, and all would wait for it
+        return importlib.import_module("probgen.testing")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,7 +26,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from probgen.base.errors import Ended, ProbgenWarning
@@ -66,6 +65,8 @@ class Swarm(eqx.Module):
 
 def begin_swarm(key: PRNGKey, dim: int, particles: int, learning_rate: float) -> Swarm:
     """Particles with the scales of the frame."""
+    import optax
+
     v = _SPREAD * jax.random.normal(key, (particles, dim))
     return Swarm(v, optax.adam(learning_rate).init(v))
 
@@ -79,6 +80,7 @@ def move_swarm(
     density: Density, frame: Frame, swarm: Swarm, rate: Array, learning_rate: float, steps: Array
 ) -> tuple[Swarm, Array]:
     """``steps`` (at most ``_BLOCK``) steps, updates scaled by ``rate``; and the force before each (NaN beyond)."""
+    import optax
     from blackjax.vi import svgd
 
     adam = optax.adam(learning_rate)

@@ -28,7 +28,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import logsumexp
@@ -136,6 +135,8 @@ def begin_mixture(
     start, _ = _family(guide, density.dim)
     free = {name: v if name.endswith("_loc") else jnp.stack([value] * components) for name, value in start.items()}
     mixture = Mixture(free, jnp.zeros(components))
+    import optax
+
     return frame, Fit(mixture, optax.adam(learning_rate).init(mixture))  # pyright: ignore[reportArgumentType]
 
 
@@ -177,6 +178,8 @@ def mixture_steps(
     bound is NaN.
     """
     _, component = _family(guide, density.dim)
+    import optax
+
     adam = optax.adam(learning_rate)
     log_scale = jnp.sum(jnp.log(frame.scale))
 

@@ -18,13 +18,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from numpyro.infer.autoguide import AutoGuide
 
 from probgen.base.errors import Ended, MethodError
@@ -50,12 +49,22 @@ from probgen.run.driver import to_host
 from probgen.run.progress import Progress
 from probgen.run.training import train
 
+if TYPE_CHECKING:
+    import optax
+
 __all__ = ["SVI", "Judge", "Judged"]
 
 _RATE_FACTOR = 0.25
 _LEAST_RATES = 3
 _BATCHES = 10
 _SHOWN = 20
+
+
+def adam(learning_rate: float) -> optax.GradientTransformation:
+    """Adam, of optax, which is imported when it is needed: that takes long."""
+    import optax
+
+    return optax.adam(learning_rate)
 
 
 class Judge:
@@ -195,7 +204,7 @@ class SVI(Method):
     backend: str = eqx.field(static=True, default="")
     guide: FlatGuide | Callable[..., Any] = eqx.field(static=True, default=MeanField())
     objective: Objective = eqx.field(static=True, default=ELBO())
-    optimizer: Callable[[float], optax.GradientTransformation] = eqx.field(static=True, default=optax.adam)
+    optimizer: Callable[[float], optax.GradientTransformation] = eqx.field(static=True, default=adam)
     learning_rate: float = eqx.field(static=True, default=0.02)
     steps: int = eqx.field(static=True, default=50_000)
     window: int = eqx.field(static=True, default=250)
@@ -223,6 +232,8 @@ class SVI(Method):
         if not isinstance(self.objective, Objective):
             raise MethodError(f"objective must be an objective object, got {self.objective!r}. Write pg.ELBO().")
         self.objective.check()
+        import optax
+
         if not callable(self.optimizer) or isinstance(self.optimizer, optax.GradientTransformation):
             raise MethodError(
                 "optimizer must be a function from the learning rate to an optax transformation. "

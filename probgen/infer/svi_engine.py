@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro
-import optax
 from jax import Array
 from numpyro import handlers
 from numpyro.infer import SVI as Engine
@@ -27,6 +26,9 @@ from probgen.infer.guides import ELBO, FLAT, FlatGuide, Objective, flat_site
 from probgen.infer.pathfinder import find_path
 from probgen.program.density import Density
 from probgen.program.sites import Kind
+
+if TYPE_CHECKING:
+    import optax
 
 __all__ = [
     "Fit",
@@ -235,6 +237,8 @@ def _programs(problem: Problem) -> tuple[Callable[[], Any], Callable[[], Any]]:
 def _engine(key: PRNGKey, problem: Problem) -> Any:
     """NumPyro's SVI, initialised: it then knows the constraints of all ``param`` sites; and their unconstrained
     values."""
+    import optax
+
     model, program = _programs(problem)
     engine = Engine(model, program, optax.sgd(0.0), problem.objective.build())
     state = engine.init(key)
@@ -258,6 +262,8 @@ def fit_steps(key: PRNGKey, problem: Problem, fit: Fit, first: Array, rate: Arra
     The key of step ``i`` is ``fold_in(key, i)``. A step whose loss or gradient is not finite changes nothing, and its
     loss is NaN.
     """
+    import optax
+
     engine, _ = _engine(key, problem)
     update = problem.optimizer(problem.learning_rate).update
 

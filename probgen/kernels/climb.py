@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from probgen.base.typing import Position, Scalar
@@ -33,6 +32,8 @@ def lbfgs(density: Density, start: Position, max_steps: int) -> tuple[Position, 
     def loss(u: Any) -> Scalar:
         value = -density.log_density(u)
         return jnp.where(jnp.isfinite(value), value, jnp.inf)
+
+    import optax  # not before it is needed: it takes long to import
 
     optimizer = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(loss)
