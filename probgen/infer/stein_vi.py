@@ -123,6 +123,8 @@ def begin_mixture(
     key: PRNGKey, guide: FlatGuide, components: int, learning_rate: float, density: Density
 ) -> tuple[Frame, Fit]:
     """Frame and mixture at the start: one path per component; where a path fails, the best one's instead."""
+    import optax
+
     key_paths, key_draw = jax.random.split(key)
     paths = jax.lax.map(lambda k: find_path(k, density, **_PATH), jax.random.split(key_paths, components))
     best = jnp.argmax(jnp.max(paths.elbo, axis=1))
@@ -135,8 +137,6 @@ def begin_mixture(
     start, _ = _family(guide, density.dim)
     free = {name: v if name.endswith("_loc") else jnp.stack([value] * components) for name, value in start.items()}
     mixture = Mixture(free, jnp.zeros(components))
-    import optax
-
     return frame, Fit(mixture, optax.adam(learning_rate).init(mixture))  # pyright: ignore[reportArgumentType]
 
 
@@ -177,9 +177,9 @@ def mixture_steps(
     The key of step ``i`` is ``fold_in(key, i)``. A step whose bound or gradient is not finite changes nothing, and its
     bound is NaN.
     """
-    _, component = _family(guide, density.dim)
     import optax
 
+    _, component = _family(guide, density.dim)
     adam = optax.adam(learning_rate)
     log_scale = jnp.sum(jnp.log(frame.scale))
 
