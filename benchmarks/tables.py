@@ -57,7 +57,9 @@ def shown(row):
 def posteriordb_summary():
     rows = by_pair()
     posteriors = sorted({name for name, _ in rows})
-    ratios = [rows[p, "probgen"]["ess_per_second"] / best(rows, p)["ess_per_second"] for p in posteriors if best(rows, p)]
+    ratios = [
+        rows[p, "probgen"]["ess_per_second"] / best(rows, p)["ess_per_second"] for p in posteriors if best(rows, p)
+    ]
     colds = [rows[p, "probgen"]["cold"] / rows[p, "numpyro"]["cold"] for p in posteriors if (p, "numpyro") in rows]
     z = max(rows[p, "probgen"]["z"] for p in posteriors)
     yield (
@@ -107,9 +109,7 @@ def filled(page):
     for name, lines in TABLES.items():
         text = "\n".join(lines())
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        page, found = re.subn(
-            f"{begin}.*?{end}", lambda _, b=begin, t=text, e=end: f"{b}\n{t}\n{e}", page, flags=re.S
-        )
+        page, found = re.subn(f"{begin}.*?{end}", lambda _, b=begin, t=text, e=end: f"{b}\n{t}\n{e}", page, flags=re.S)
         assert found == 1, f"docs/benchmarks.md has no place for {name}"
     return page
 

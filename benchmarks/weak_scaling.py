@@ -34,7 +34,9 @@ def measure(devices, shared):
 
     folder = Path(__file__).resolve().parent.parent / "models" / "eight_schools"
     data = json.loads((folder / "data.json").read_text())
-    model = pg.Model(load_program(folder / "model.py"), {name: np.asarray(data[name], float) for name in ("sigma", "y")})
+    model = pg.Model(
+        load_program(folder / "model.py"), {name: np.asarray(data[name], float) for name in ("sigma", "y")}
+    )
     walls = []
     for seed in range(4):
         start = time.perf_counter()

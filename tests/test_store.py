@@ -6,13 +6,16 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 import xarray
 
@@ -189,7 +192,7 @@ def program(y=None):
         numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
 
 MODEL = pg.Model(program, data={"y": np.array([1.0, -0.5, 2.0, 0.3])})
-RUN = {"draws": 30_000, "warmup": 500, "chains": 2, "seed": 11}
+RUN = {"draws": 80_000, "warmup": 500, "chains": 2, "seed": 11}
 """
 
 
@@ -450,10 +453,224 @@ print((after - before) / 1024)
     assert float(done.stdout.split()[-1]) < 120  # MB
 
 
+@pytest.mark.filterwarnings("ignore::probgen.base.errors.ProbgenWarning")
+def test_another_start_in_the_warmup_is_never_forgotten(tmp_path, monkeypatch):
+    """Chains that were given another start had not been saved since, when the process dies after another one has."""
+    from probgen.infer import sampling
+
+    run = RUN | {"chains": 3, "warmup": 200}
+    monkeypatch.setattr(sampling, "BEHIND", 0.05 - 3 * np.sqrt(6))  # all are behind the best
+    monkeypatch.setattr(Pace, "SECONDS", 1e9)
+    work, begun = chains.Job.work, []
+    whole = pg.infer(MODEL, pg.NUTS(), **run)
+
+    with monkeypatch.context() as patch:
+
+        def dying(self, first, last):
+            shown = work(self, first, last)
+            begun.append(self.attempt)
+            if last > 50 and not self.attempt:
+                self.save()
+                killed_at(patch, 0, after=False)
+                raise Killed
+            return shown
+
+        patch.setattr(chains.Job, "work", dying)
+        with pytest.raises(Killed):
+            pg.infer(MODEL, pg.NUTS(), **run, store=tmp_path / "run.zarr")
+    assert max(begun) > 0
+    assert_same(pg.infer(MODEL, pg.NUTS(), **run, store=tmp_path / "run.zarr"), whole)
+
+
+def interrupted_at(monkeypatch, step, once=False):
+    """Ctrl-C before the first chain takes that step."""
+    work, times = chains.Job.work, []
+
+    def interrupted(self, first, last):
+        if last >= step and self.chains.start == 0 and not (once and times):
+            times.append(1)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.2)  # the main thread gets it
+        return work(self, first, last)
+
+    monkeypatch.setattr(chains.Job, "work", interrupted)
+
+
+@pytest.mark.filterwarnings("ignore::probgen.base.errors.ProbgenWarning")
+@pytest.mark.parametrize(
+    ("method", "seed"), [(pg.SGLD(step_size=0.01, decay=0.6), 3), (pg.NUTS(), jax.random.key(3, impl="rbg"))]
+)
+def test_interrupted_twice_it_ends_the_same(method, seed, tmp_path, monkeypatch):
+    """Statistics that are made from all draws at the end, and keys of another kind."""
+    run = RUN | {"seed": seed, "keep_warmup": False}
+    whole = pg.infer(MODEL, method, **run)
+    for step in (80, 95):
+        with monkeypatch.context() as patch:
+            interrupted_at(patch, step)
+            some = pg.infer(MODEL, method, **run, store=tmp_path / "run.zarr")
+        assert some.attrs["ended"] == "interrupted"
+        assert some["posterior"].sizes["draw"] < RUN["draws"]
+        assert np.isfinite(some["sample_stats"].get("log_weight", xarray.DataArray(0.0))).all()
+    assert_same(pg.infer(MODEL, method, **run, store=tmp_path / "run.zarr"), whole)
+
+
+def test_further_ctrl_c_wait_for_the_pieces_at_work():
+    """With a store nobody may still write when the call has returned and the lock is free."""
+    from probgen.run.driver import drive
+    from probgen.run.progress import Progress
+
+    ended = []
+
+    def worker(first, last):
+        for _ in range(2):
+            time.sleep(0.2)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.2)
+        ended.append(last)
+        return {}
+
+    assert drive([worker], [(0, 1), (1, 2)], Progress(["x"], 2, shown=False), patient=True)
+    assert ended == [1]
+
+
+def test_an_error_of_one_chain_ends_the_others_soon():
+    from probgen.run.driver import drive
+    from probgen.run.progress import Progress
+
+    taken = []
+
+    def fine(first, last):
+        time.sleep(0.01)
+        taken.append(last)
+        return {}
+
+    def full(first, last):
+        raise pg.StoreError("no space left")
+
+    steps = [(i, i + 1) for i in range(300)]
+    with pytest.raises(pg.StoreError, match="no space"):
+        drive([fine, full], steps, Progress(["a", "b"], 300, shown=False))
+    assert len(taken) < 100
+
+
+@pytest.mark.filterwarnings("ignore::probgen.base.errors.ProbgenWarning")
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_a_warmup_shorter_than_a_draw_has_no_group(warmup, tmp_path):
+    run = RUN | {"warmup": warmup, "thin": 7, "keep_warmup": True}
+    stored = pg.infer(MODEL, pg.RandomWalk(), **run, store=tmp_path / "run.zarr")
+    assert_same(stored, pg.infer(MODEL, pg.RandomWalk(), **run))
+
+
+def odd(y=None):
+    x = numpyro.sample("x", dist.Normal(0, 1).expand([3]).to_event(1))
+    with numpyro.plate("day", 3):
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+    numpyro.deterministic("nothing", jnp.zeros((0, 2)) + x[0])
+    numpyro.deterministic("count", jnp.array([0, 1]))
+    numpyro.deterministic("above", x > 0)
+    numpyro.deterministic("wave", x * 1j)
+    numpyro.deterministic("small", x.astype(jnp.float32))
+    numpyro.deterministic("x:z é.", x[0])
+
+
+@pytest.mark.filterwarnings("ignore::probgen.base.errors.ProbgenWarning")
+def test_odd_values_names_and_labels(tmp_path, monkeypatch):
+    """Of every type, of no size, on days, and of chains that are run again."""
+    from probgen.infer import sampling
+
+    compare, calls = sampling.compare, []
+
+    def lost_once(u, stats, skip=0):
+        calls.append(1)
+        verdict = compare(u, stats, skip)
+        return type(verdict)((1,), 9.0, 0, ("Lost, for a test.",)) if len(calls) == 1 else verdict
+
+    monkeypatch.setattr(sampling, "compare", lost_once)
+    days = np.array(["2020-01-01", "2020-01-02", "2020-01-03"], "M8[D]")
+    model = pg.Model(odd, {"y": np.array([1.0, 2.0, 3.0])}, coords={"day": days})
+    whole = pg.infer(model, pg.NUTS(), **RUN)
+    calls.clear()
+    assert_same(pg.infer(model, pg.NUTS(), **RUN, store=tmp_path / "run.zarr"), whole)
+    assert whole["posterior"]["day"].dtype.kind == "M" if "day" in whole["posterior"].coords else True
+    assert whole["observed_data"]["day"].values.tolist() == days.astype("M8[ns]").tolist()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "zarr.json", "a\\b", "a\tb", "x" * 300])
+def test_a_site_that_cannot_name_a_folder_is_refused_before_any_work(name, tmp_path, monkeypatch):
+    def program(y=None):
+        x = numpyro.sample(name, dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(x, 1), obs=y)
+
+    monkeypatch.setattr(chains.Programs, "__init__", lambda *_: pytest.fail("it ran"))
+    with pytest.raises(pg.StoreError, match="cannot be the name of a folder"):
+        pg.infer(pg.Model(program, {"y": 1.0}), pg.NUTS(), **RUN, store=tmp_path / "run.zarr")
+    assert not (tmp_path / "run.zarr").exists()
+
+
+@pytest.mark.parametrize("place", ["resume", "posterior", "resume/identity.record.partial"])
+def test_a_link_in_a_store_is_never_followed(place, tmp_path):
+    """What it points to would be written to, or removed when the run has ended."""
+    (tmp_path / "mine" / "photos").mkdir(parents=True)
+    link = tmp_path / "run.zarr" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "mine", target_is_directory=True)
+    with pytest.raises(pg.StoreError, match="is a link"):
+        pg.infer(MODEL, pg.Laplace(), **RUN, store=tmp_path / "run.zarr")
+    assert (tmp_path / "mine" / "photos").is_dir()
+
+
+def test_what_makes_a_run_this_run(tmp_path):
+    """Constants of compiled functions within, interventions, functions among the settings."""
+    from probgen.program.fingerprint import fingerprint, stable
+
+    def model(table):
+        inner = jax.jit(lambda x: x + jnp.asarray(table).sum())
+
+        def program(y=None):
+            x = numpyro.sample("x", dist.Normal(0, 1))
+            numpyro.sample("y", dist.Normal(inner(x), 1.0), obs=y)
+
+        return pg.Model(program, {"y": 1.0})
+
+    def of(model):
+        return fingerprint(model, pg.NUTS().density(model))
+
+    assert of(model(np.arange(3.0))) == of(model(np.arange(3.0)))
+    assert of(model(np.arange(3.0))) != of(model(np.array([0.0, 1.0, 2.5])))
+    assert of(MODEL.do(mu=1.0)) != of(MODEL.do(mu=2.0))
+    assert of(MODEL.do(mu=1.0)) == of(MODEL.do(mu=1.0))
+
+    def guide(scale):
+        return lambda y=None: numpyro.sample("x", dist.Normal(0.0, scale))
+
+    assert stable(guide(1.0)) == stable(guide(1.0)) != stable(guide(2.0))
+    assert stable(lambda rate: optax.adam(rate)) == stable(lambda r: optax.adam(r))
+    assert stable(lambda rate: optax.adam(rate)) != stable(lambda rate: optax.adam(2 * rate))
+    assert stable(np.arange(3.0)) != stable(np.arange(3.0) + 1e-12)
+    assert stable({"b", "a", "c"}) == stable({"c", "b", "a"})
+
+    def fitted(scale):
+        def own(y=None):
+            mu = numpyro.sample("mu", dist.Normal(numpyro.param("m", 0.0), scale))
+            tau = numpyro.sample("tau", dist.LogNormal(0.0, scale))
+            with numpyro.plate("school", 4):
+                numpyro.sample("theta", dist.Normal(mu, tau))
+
+        return pg.SVI(guide=own, steps=200, window=100)
+
+    path = tmp_path / "run.zarr"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pg.infer(MODEL, fitted(1.0), **RUN, store=path)
+    with pytest.raises(pg.StoreError, match="setting 'guide' of the method"):
+        pg.infer(MODEL, fitted(1.1), **RUN, store=path)
+
+
 def test_records_keep_keys_and_arrays(tmp_path):
     from probgen.run.record import pack, read_record, unpack, write_record
 
-    state = {"key": jax.random.key(3), "x": jnp.arange(4.0), "n": jnp.asarray(2), "static": "name"}
+    keys = {"key": jax.random.key(3), "other": jax.random.key(3, impl="rbg")}
+    state = {**keys, "x": jnp.arange(4.0), "n": jnp.asarray(2), "static": "name"}
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") else x, state)
     write_record(tmp_path / "a.record", {"step": 3}, pack(state))
     record = read_record(tmp_path / "a.record")

@@ -107,7 +107,7 @@ def test_impossible_shape(copy, shape):
 )
 def test_wrong_dtype(copy, dtype):
     edit(copy, lambda root, nodes: nodes["posterior/mu"].update(data_type=dtype))
-    refused(copy)
+    refused(copy, "is not what probgen writes|damaged")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +147,56 @@ def test_links(copy, tmp_path):
     shutil.move(copy / "posterior" / "mu", tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", copy / "posterior" / "mu")
     refused(copy, "behind a link")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no pipes in folders")
+@pytest.mark.parametrize("file", ["zarr.json", CHUNK, "run.nc"])
+def test_a_pipe_is_not_waited_for(copy, file):
+    (copy / file).unlink(missing_ok=True)
+    os.mkfifo(copy / file)
+    refused(copy / file if file == "run.nc" else copy, "neither folder nor file|no file|damaged")
+
+
+GROUP = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [[f"g{i}" for i in range(5000)], ["/".join("a" * i) for i in range(1, 500)], ["posterior/mu/x"], ["\ud800"]],
+)
+def test_groups_beyond_number_and_depth(copy, names):
+    edit(copy, lambda root, nodes: nodes.update(dict.fromkeys(names, GROUP)))
+    refused(copy, "is not what probgen writes|damaged")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attributes": {"_FillValue": "AAAA"}},
+        {"attributes": {"units": "days since 1000000-01-01"}},
+        {"attributes": {"scale_factor": "x"}},
+        {"attributes": {"coordinates": 7}},
+        {"attributes": [1]},
+        {"shape": [0, 10**30]},
+        {"dimension_names": ["draw", "draw"]},
+        {"fill_value": {}},
+    ],
+)
+def test_what_the_reader_would_stumble_over(copy, change):
+    edit(copy, lambda root, nodes: nodes["posterior/mu"].update(change))
+    refused(copy, "is not what probgen writes")
+
+
+def test_text_that_is_none(copy):
+    file = copy / "observed_data" / "school" / "c" / "0"
+    content = b"\xff" * (file.stat().st_size - 4)
+    file.write_bytes(content + google_crc32c.value(content).to_bytes(4, "little"))
+    refused(copy, "is not what probgen writes|damaged")
+
+
+def test_a_name_as_long_as_no_file_can_have(copy):
+    edit(copy, lambda root, nodes: nodes.update({"posterior/" + "x" * 5000: nodes.pop("posterior/mu")}))
+    refused(copy, "is not one of a group or an array")
 
 
 def test_a_root_as_large_as_a_disk(copy):
@@ -281,5 +331,15 @@ def test_netcdf_files_are_data_too(store, tmp_path):
     with h5py.File(path, "w") as file:
         file["posterior"] = h5py.ExternalLink("/etc/passwd", "/")
     refused(path, "is a link")
+    with h5py.File(path, "w") as file:
+        file["again"] = file["/"]  # a group that holds itself
+    refused(path, "under two names")
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["s"] = np.arange(5.0)
+    layout = h5py.VirtualLayout((5,), "f8")
+    layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "s", (5,))
+    with h5py.File(path, "w") as file:
+        file.create_group("posterior").create_virtual_dataset("mu", layout)
+    refused(path, "in another file")
     with pytest.raises(pg.StoreError, match="does not exist"):
         pg.load(tmp_path / "none.zarr")

@@ -95,7 +95,8 @@ def _each(function: Callable[..., Any], mesh: Mesh, count: Array, *batched: Any)
     """A function of one chain for the ``count`` chains of a device.
 
     On a CPU they follow one another in a loop whose length the compiler does not know: what it makes of one chain, and
-    so every bit of its draws, is the same for any number of devices and processes above one.
+    so every bit of its draws, is the same for any number of devices and processes above one, as long as each has more
+    than one chain: the compiler sees through a loop over one.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return jax.vmap(function)(*batched)

@@ -194,8 +194,8 @@ def _identity(
     own = {**fingerprint(model, density), **counts, **settings, "keep_warmup": plan.keep_warmup}
     mesh = plan.mesh
     own |= {"seed": jax.random.key_data(key).tolist(), "platform": jax.default_backend()}
-    # Chains on one device, on several, and rows that are split are programs of their own.
-    own["devices"] = "default" if mesh is None else f"{min(mesh.shape[CHAIN], 2)} x {mesh.shape[DATA]}"
+    # Another number of devices is another compiled program, which may round in another way.
+    own["devices"] = "default" if mesh is None else f"{mesh.shape[CHAIN]} x {mesh.shape[DATA]}"
     own |= {name.replace("_", " of "): version for name, version in versions().items()}
     return {name: stable(value) for name, value in own.items()}
 

@@ -29,10 +29,23 @@ from probgen.run.output import sync_folder, unwritable, write_whole
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Growing", "array_metadata", "checksum", "load", "read_root", "verify", "write_root", "write_static"]
+__all__ = [
+    "Growing",
+    "array_metadata",
+    "checksum",
+    "harmless",
+    "load",
+    "read_root",
+    "verify",
+    "write_root",
+    "write_static",
+]
 
 ROOT = "zarr.json"
-_LARGEST_ROOT = 64 * 2**20
+_LARGEST_ROOT = 16 * 2**20
+_MOST_GROUPS = 64
+_LONGEST_NAME = 240
+"""Bytes of a name; file systems take 255."""
 _IN_MEMORY = 256 * 2**20
 """Trees up to this size (bytes) are loaded; larger ones stay on disk and are read when they are used."""
 _NUMBERS = {
@@ -141,7 +154,7 @@ def read_root(folder: Path) -> dict[str, Any]:
     """
     path = folder / ROOT
     try:
-        fit = not path.is_symlink() and path.stat().st_size <= _LARGEST_ROOT
+        fit = not path.is_symlink() and (path.is_file() or not path.exists()) and path.stat().st_size <= _LARGEST_ROOT
         root: Any = json.loads(path.read_bytes()) if fit else None
     except FileNotFoundError:
         raise StoreError(
@@ -152,7 +165,7 @@ def read_root(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _unlike(folder, f"{ROOT} is not JSON") from error
     if not fit:
-        raise _unlike(folder, f"{ROOT} is a link, or too large")
+        raise _unlike(folder, f"{ROOT} is a link, no file, or too large")
     try:
         nodes = root["consolidated_metadata"]["metadata"]
         good = root["zarr_format"] == 3 and root["node_type"] == "group" and isinstance(nodes, dict)
@@ -179,6 +192,8 @@ def load(path: str | os.PathLike[str]) -> xarray.DataTree:
     path = Path(path)
     if not path.exists():
         raise StoreError(f"{path} does not exist. Give a folder *.zarr or a file *.nc that probgen has written.")
+    if not path.is_dir() and not path.is_file():  # a pipe would be waited for
+        raise _unlike(path, "it is neither folder nor file")
     return _load_zarr(path) if path.is_dir() else _load_netcdf(path)
 
 
@@ -192,7 +207,7 @@ def _load_zarr(path: Path) -> xarray.DataTree:
             warnings.simplefilter("ignore")
             tree = xarray.open_datatree(path, engine="zarr", consolidated=True, chunks=None)
             return tree.load() if total <= _IN_MEMORY else tree
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # whatever the reader of odd numbers and attributes stumbles over
         raise _unlike(path, str(error).splitlines()[0][:200] if str(error) else type(error).__name__) from error
 
 
@@ -217,17 +232,20 @@ def _check_hdf5(path: Path, file: Any) -> None:
     import h5py
 
     size, declared = path.stat().st_size, 0
-    pending = [file]
+    pending, seen = [file], {file["/"]}
     while pending:
         group = pending.pop()
         for name in group:
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise _unlike(path, f"{name!r} is a link")
             item = group[name]
+            if item in seen:  # a group may hold itself
+                raise _unlike(path, f"{name!r} is there under two names")
+            seen.add(item)
             if isinstance(item, h5py.Group):
                 pending.append(item)
             else:
-                if item.external:
+                if item.external or item.is_virtual:
                     raise _unlike(path, f"{name!r} lies in another file")
                 declared += math.prod(item.shape) * item.dtype.itemsize
     if declared > max(1000 * size, 2**20):
@@ -243,15 +261,18 @@ def verify(path: Path, root: Mapping[str, Any]) -> int:
     Raises:
         StoreError: At the first thing that does not fit.
     """
-    total = 0
+    total = groups = 0
     arrays = []
     for name, node in root["consolidated_metadata"]["metadata"].items():
         parts = name.split("/")
-        if not all(_harmless(part) for part in parts):
+        if not all(harmless(part) for part in parts):
             raise _unlike(path, f"the name {name!r} is not one of a group or an array")
-        if not isinstance(node, dict) or node.get("node_type") not in ("group", "array"):
-            raise _unlike(path, f"{name!r} is neither group nor array")
-        if node["node_type"] == "array":
+        if not isinstance(node, dict) or node.get("node_type") != {1: "group", 2: "array"}.get(len(parts)):
+            raise _unlike(path, f"{name!r} is neither a group nor an array in one")
+        groups += len(parts) == 1
+        if groups > _MOST_GROUPS:
+            raise _unlike(path, f"it has more than {_MOST_GROUPS} groups")
+        if len(parts) == 2:
             layout = _layout(path, name, node)
             arrays.append((name, layout))
             total += layout.size
@@ -336,8 +357,11 @@ def checksum(content: bytes) -> bytes:
     return google_crc32c.value(content).to_bytes(4, "little")
 
 
-def _harmless(part: str) -> bool:
-    return bool(part) and part not in (".", "..") and not re.search(r"[\\\x00-\x1f:]", part)
+def harmless(part: str) -> bool:
+    """Whether a name can be one of a folder, here and not elsewhere."""
+    if not part or part in (".", "..", ROOT) or re.search(r"[\\\x00-\x1f]|:$|[\ud800-\udfff]", part):
+        return False
+    return len(part.encode()) <= _LONGEST_NAME and not (os.name == "nt" and ":" in part)
 
 
 def _damaged(path: Path, label: str, how: str) -> StoreError:

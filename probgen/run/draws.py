@@ -11,7 +11,7 @@ import numpy as np
 
 from probgen.base.errors import StoreError
 from probgen.run.archive import Growing, checksum
-from probgen.run.output import write_whole
+from probgen.run.output import new_folder, write_whole
 
 __all__ = ["Draws", "InMemory", "OnDisk"]
 
@@ -59,7 +59,6 @@ class OnDisk(Draws):
     Args:
         folder: Where the arrays are.
         arrays: The arrays, by name.
-        done: Draws of each chain that are on disk already.
     """
 
     def __init__(self, folder: Path, arrays: Mapping[str, Growing]) -> None:
@@ -86,7 +85,8 @@ class _Series:
     def __init__(self, folder: Path, array: Growing) -> None:
         self.array = array
         self.folder = folder.joinpath(*array.path.split("/"))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.folder.is_dir():
+            new_folder(self.folder)
         self.chunk_shape = (array.chunk, *array.shape[2:])
         self.dtype = array.dtype.newbyteorder("<")
         self.filling: dict[int, tuple[int, np.ndarray]] = {}
@@ -132,6 +132,8 @@ class _Series:
             return held[1]
         file = self._file(chain, number)
         size = math.prod(self.chunk_shape) * self.dtype.itemsize
+        if not size:
+            return np.empty(self.chunk_shape, self.dtype)
         try:
             content = file.read_bytes()
         except OSError as error:

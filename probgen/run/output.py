@@ -14,7 +14,7 @@ from probgen.base.errors import StoreError
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["check_writable", "sync_folder", "unwritable", "write_netcdf", "write_whole"]
+__all__ = ["check_writable", "new_folder", "sync_folder", "unwritable", "write_netcdf", "write_whole"]
 
 
 def check_writable(path: str | Path, suffix: str = ".nc") -> Path:
@@ -71,6 +71,21 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise unwritable(path, error) from error
+
+
+def new_folder(folder: Path) -> None:
+    """Make a folder, and those above it; its name is durable.
+
+    Raises:
+        StoreError: If it is there already (also under a name that the file system takes for the same, ``A`` for
+            ``a``), or cannot be made.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def sync_folder(folder: Path) -> None:

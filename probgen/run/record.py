@@ -55,7 +55,7 @@ def read_record(path: Path) -> Record:
         StoreError: If the file is damaged, of a newer format, or no record.
     """
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.is_file() else b""  # a pipe would be waited for
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}). Restore it, or start a new store.") from error
     body, digest = content[:-_DIGEST], content[-_DIGEST:]
@@ -110,9 +110,9 @@ def unpack(template: Any, arrays: Sequence[np.ndarray], path: Path) -> Any:
 
 def _restored(leaf: jax.ShapeDtypeStruct, array: np.ndarray, path: Path) -> jax.Array:
     if _is_key(leaf):
-        key = jax.random.wrap_key_data(jnp.asarray(array))
-        if key.dtype == leaf.dtype and key.shape == leaf.shape:
-            return key
+        bits = jax.eval_shape(jax.random.key_data, leaf)
+        if array.dtype == bits.dtype and array.shape == bits.shape:
+            return jax.random.wrap_key_data(jnp.asarray(array), impl=_impl(leaf))
     elif array.dtype == leaf.dtype and array.shape == leaf.shape:
         return jnp.asarray(array)
     raise _misfit(path)
@@ -120,6 +120,12 @@ def _restored(leaf: jax.ShapeDtypeStruct, array: np.ndarray, path: Path) -> jax.
 
 def _misfit(path: Path) -> StoreError:
     return StoreError(f"{path} holds the state of another sampler. Start a new store.")
+
+
+def _impl(leaf: jax.ShapeDtypeStruct) -> Any:
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
+    return found[0]
 
 
 def _is_key(leaf: Any) -> bool:

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from probgen.base.errors import StoreError
 from probgen.run.archive import Growing, array_metadata, checksum, load, read_root, verify, write_root, write_static
 from probgen.run.draws import OnDisk
-from probgen.run.output import unwritable, write_whole
+from probgen.run.output import new_folder, unwritable, write_whole
 from probgen.run.record import Record, read_record, write_record
 
 if TYPE_CHECKING:
@@ -147,7 +147,17 @@ class Store:
                 self._growing[path] = Growing(path, tuple(map(str, v.dims)), shape, length, np.dtype(v.dtype))
         if not self._nodes:
             self._lay_out(tree)
+        added = [name for name in self._nodes if name.split("/")[0] in counts and self._has_other_draws(name)]
+        if added:  # when a run was interrupted: they are added again when it ends
+            for name in added:
+                del self._nodes[name]
+            self._describe({})
         return OnDisk(self.path, {name: array for name, array in self._growing.items() if len(array.dims) > 1})
+
+    def _has_other_draws(self, name: str) -> bool:
+        """Whether an array has draws, and is none of those that grow."""
+        node = self._nodes[name]
+        return node["node_type"] == "array" and "draw" in node["dimension_names"] and name not in self._growing
 
     def hidden(self, arrays: Mapping[str, Growing]) -> OnDisk:
         """Growing arrays that are needed to go on, and are no part of the answer."""
@@ -165,6 +175,7 @@ class Store:
             path = f"{group}/{name}"
             if path in self._growing:
                 continue
+            shutil.rmtree(self.path.joinpath(group, name), ignore_errors=True)  # of an interrupted run
             array = Growing(path, ("chain", "draw"), values.shape, max(1, values.shape[1]), values.dtype)
             disk = OnDisk(self.path, {name: array})
             for chain, row in enumerate(values):
@@ -205,7 +216,7 @@ class Store:
         for name, array in self._growing.items():
             self._nodes[name] = array_metadata(array)
             folder = self.path.joinpath(*name.split("/"))
-            folder.mkdir(parents=True, exist_ok=True)
+            new_folder(folder)
             write_whole(folder / "zarr.json", [json.dumps(self._nodes[name]).encode()])
             if array.dims == ("draw",):
                 numbers = np.arange(array.chunk, dtype=array.dtype).astype(array.dtype.newbyteorder("<")).tobytes()
@@ -272,6 +283,12 @@ def _check_path(path: Path) -> None:
         raise StoreError(f"the store {path} is a file. Give the name of a folder, new or with a run to go on with.")
     if not path.absolute().parent.is_dir():
         raise StoreError(f"the folder {path.parent} of the store {path.name} does not exist. Make it first.")
+    for place, folders, files in os.walk(path):
+        link = next((name for name in (*folders, *files) if Path(place, name).is_symlink()), None)
+        if link is not None:
+            raise StoreError(
+                f"{Path(place, link)} is a link, through which the store would leave its folder. Remove it."
+            )
     if path.is_dir() and any(path.iterdir()) and not (path / _RESUME / f"{_IDENTITY}.record").exists():
         started = {_RESUME, "zarr.json", "zarr.json.partial"} >= {item.name for item in path.iterdir()}
         if not started or _nodes_of(path):

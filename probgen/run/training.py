@@ -92,7 +92,7 @@ def train(
         return shown
 
     try:
-        interrupted = drive([work], cuts[len(blocks) :], progress)
+        interrupted = drive([work], cuts[len(blocks) :], progress, patient=store is not None)
     finally:
         save()
     if not blocks:
