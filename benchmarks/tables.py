@@ -96,7 +96,26 @@ def store():
     )
 
 
+def refit():
+    results = read("refit")
+    ours, theirs = statistics.median(results["probgen"][1:]), statistics.median(results["numpyro"][1:])
+    yield (
+        f"Eight schools on {len(results['probgen'])} data sets: the median refit takes {ours:.3f} s, NumPyro's "
+        f"{theirs:.1f} s, since it compiles at every run ({theirs / ours:.0f} times as long)."
+    )
+
+
+def nuts_overhead():
+    results = read("nuts_overhead")
+    yield (
+        f"Eight schools, warm wall time over all leapfrog steps of four chains: {results['probgen']:.2f} microseconds, "
+        f"NumPyro {results['numpyro']:.2f}; a bare loop of gradients takes {results['gradient']:.2f}."
+    )
+
+
 TABLES = {
+    "refit": refit,
+    "nuts-overhead": nuts_overhead,
     "posteriordb": posteriordb,
     "posteriordb-summary": posteriordb_summary,
     "weak-scaling": weak_scaling,

@@ -310,7 +310,7 @@ METHODS = (
     ),
     Mutant(
         "thinning_takes_fewer_steps",
-        "infer/chains.py",
+        "infer/programs.py",
         "self.total = plan.warmup + plan.draws * plan.thin",
         "self.total = plan.warmup + plan.draws",
         "a thinned run has too few draws",

@@ -45,3 +45,12 @@ def test_every_method_is_in_the_table_of_the_readme():
 @pytest.mark.parametrize("path", re.findall(r"(?<=[(`])((?:docs|models)/(?!_)[\w./]+)", README))
 def test_what_the_readme_points_to_exists(path):
     assert (ROOT / path).exists()
+
+
+def test_the_tables_of_the_benchmarks_are_those_of_the_results():
+    """`python benchmarks/tables.py` writes them."""
+    from probgen.program.files import load_module
+
+    tables = load_module(ROOT / "benchmarks" / "tables.py")
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert tables.filled(page) == page

@@ -16,7 +16,7 @@ import pytest
 
 import probgen as pg
 from probgen.base.keys import SeedError
-from probgen.infer import chains, sampling
+from probgen.infer import chains, programs, sampling, sink
 from probgen.infer.quarantine import Verdict
 from probgen.kernels.kernel import Draw, Kernel
 from probgen.kernels.loop import begin
@@ -109,7 +109,7 @@ def test_a_kept_warmup_and_pieces_change_no_draw(model, draws, warmup, thin, pro
 
 def test_chains_in_one_batch_draw_what_chains_in_threads_draw(model, monkeypatch):
     threads = fit(model, draws=10, warmup=10, chains=3)
-    monkeypatch.setattr(chains, "batched_by_default", lambda: True)
+    monkeypatch.setattr(programs, "batched_by_default", lambda: True)
     batch = fit(model, draws=10, warmup=10, chains=3)
     np.testing.assert_allclose(batch["posterior/m"], threads["posterior/m"], rtol=1e-6)
 
@@ -154,13 +154,13 @@ def test_an_interrupted_second_start_leaves_the_first_run_whole(model, one_lost,
 
 
 def test_a_second_start_is_not_judged_by_the_warmup_of_the_others(model, one_lost, monkeypatch):
-    seen, read = [], chains.Sink.read
+    seen, read = [], sink.Sink.read
 
     def recorded(self, *args):
         seen.append(read(self, *args))
         return seen[-1]
 
-    monkeypatch.setattr(chains.Sink, "read", recorded)
+    monkeypatch.setattr(sink.Sink, "read", recorded)
     fit(model, keep_warmup=True)
     assert {len(draws) for draws in seen} == {60}
 

@@ -20,7 +20,7 @@ import pytest
 import xarray
 
 import probgen as pg
-from probgen.infer import chains
+from probgen.infer import chains, programs
 from probgen.run import output
 from probgen.run.store import Pace, Store
 
@@ -88,7 +88,7 @@ def test_a_kept_and_thinned_warmup_is_stored_too(tmp_path):
 
 def test_the_same_call_on_a_run_that_has_ended_computes_nothing(plain, tmp_path, monkeypatch):
     first = pg.infer(MODEL, pg.NUTS(), **RUN, store=tmp_path / "run.zarr")
-    monkeypatch.setattr(chains.Programs, "__init__", lambda *_: pytest.fail("it ran again"))
+    monkeypatch.setattr(programs.Programs, "__init__", lambda *_: pytest.fail("it ran again"))
     assert_same(pg.infer(MODEL, pg.NUTS(), **RUN, store=tmp_path / "run.zarr"), first)
     assert_same(first, plain)
     assert {item.name for item in (tmp_path / "run.zarr" / "resume").iterdir()} <= {
@@ -315,7 +315,7 @@ def full(folder):
     ],
 )
 def test_a_path_that_cannot_be_a_store_is_refused_before_any_work(make, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(chains.Programs, "__init__", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(programs.Programs, "__init__", lambda *_: pytest.fail("it ran"))
     with pytest.raises(pg.StoreError, match=words):
         pg.infer(MODEL, pg.NUTS(), **RUN, store=make(tmp_path))
 
@@ -601,7 +601,7 @@ def test_a_site_that_cannot_name_a_folder_is_refused_before_any_work(name, tmp_p
         x = numpyro.sample(name, dist.Normal(0, 1))
         numpyro.sample("y", dist.Normal(x, 1), obs=y)
 
-    monkeypatch.setattr(chains.Programs, "__init__", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(programs.Programs, "__init__", lambda *_: pytest.fail("it ran"))
     with pytest.raises(pg.StoreError, match="cannot be the name of a folder"):
         pg.infer(pg.Model(program, {"y": 1.0}), pg.NUTS(), **RUN, store=tmp_path / "run.zarr")
     assert not (tmp_path / "run.zarr").exists()

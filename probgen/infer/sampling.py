@@ -15,9 +15,11 @@ from jax import Array
 
 from probgen.base.errors import Ended, MethodError
 from probgen.base.typing import PRNGKey
-from probgen.infer.chains import RESTART, Job, Programs, Sink
+from probgen.infer.chains import RESTART, Job
 from probgen.infer.method import Plan, Run
+from probgen.infer.programs import Programs
 from probgen.infer.quarantine import FEWEST, Verdict, compare
+from probgen.infer.sink import Sink
 from probgen.kernels.kernel import Kernel
 from probgen.program.density import Density
 from probgen.run.driver import drive
