@@ -192,11 +192,10 @@ def program(y=None):
         numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
 
 MODEL = pg.Model(program, data={"y": np.array([1.0, -0.5, 2.0, 0.3])})
-RUN = {"draws": 80_000, "warmup": 500, "chains": 2, "seed": 11}
+RUN = {"draws": 200_000, "warmup": 500, "chains": 2, "seed": 11}
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
 def test_killed_at_twenty_random_moments(tmp_path):
     """The real thing: the process is killed by the system, and the next one goes on."""
@@ -218,7 +217,7 @@ def test_killed_at_twenty_random_moments(tmp_path):
     assert grown == sorted(grown)
     assert grown[-1] > 0
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["running", "ended"], done.stderr
+    assert done.stdout.split()[-1] == "ended", done.stderr
     sys.path.insert(0, str(tmp_path))
     try:
         import tests_program
