@@ -144,9 +144,29 @@ def test_only_the_lost_chain_is_run_again(model, one_lost):
     assert not np.array_equal(again["posterior/m"][1], first[1])
 
 
+def test_chains_that_are_lost_later_are_run_again_too(model, monkeypatch):
+    """All began in a minor mode, say: the first one to leave it shows that the others are lost."""
+    found = [((1,), ("Chain 1 is lost.",)), ((0,), ("Chain 0 is lost.",))]
+    verdicts = itertools.chain(
+        (Verdict(lost, 2.0, 0, why) for lost, why in found), itertools.repeat(Verdict((), 1.0, 0, ()))
+    )
+    monkeypatch.setattr(sampling, "compare", lambda *_: next(verdicts))
+    again = fit(model)
+    assert again.attrs["restarted_chains"] == "[0, 1]"
+    assert again.attrs["ended"] == "completed"
+
+
+def test_runs_of_lost_chains_come_to_an_end(model, monkeypatch):
+    calls, lost = [], Verdict((1,), 2.0, 0, ("Chain 1 is lost.",))
+    monkeypatch.setattr(sampling, "compare", lambda *_: calls.append(1) or lost)
+    with pytest.warns(pg.ProbgenWarning, match="Chain 1 is lost"):
+        assert fit(model).attrs["ended"] == "chains_disagree"
+    assert len(calls) == 1 + sampling.SECOND_RUNS
+
+
 def test_an_interrupted_second_start_leaves_the_first_run_whole(model, one_lost, monkeypatch):
     drive = sampling._drive
-    monkeypatch.setattr(sampling, "_drive", lambda programs, jobs: jobs[0].sink.again or drive(programs, jobs))
+    monkeypatch.setattr(sampling, "_drive", lambda programs, jobs, *best: jobs[0].sink.again or drive(programs, jobs))
     tree = fit(model)
     assert tree["posterior/m"].shape == (2, 60)
     assert tree.attrs["ended"] == "interrupted"

@@ -416,7 +416,7 @@ def test_a_lost_chain_is_started_again_in_a_store_too(tmp_path, monkeypatch):
         path = tmp_path / f"run{writes}.zarr"
         calls.clear()
         interrupted_store(path, monkeypatch, writes)
-        if (path / "resume" / "stage.record").exists():
+        if (path / "resume" / "stage-1.record").exists():
             calls.append(1)  # the verdict is known; it is not asked for again
         else:
             calls.clear()

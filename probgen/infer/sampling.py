@@ -29,7 +29,10 @@ __all__ = ["no_start", "sample"]
 
 BEHIND = 20.0
 """Log density by which a chain must trail the best, beyond three times the square root of the dimension."""
-SECOND_CHANCES = 3
+SECOND_CHANCES = 5
+SECOND_RUNS = 3
+"""How often lost chains are run again: where all chains began in a minor mode, the first one out leaves the others
+lost."""
 _STAGE, _LP = "stage", "sample_stats/lp"
 
 
@@ -51,17 +54,21 @@ def sample(key: PRNGKey, kernel: Kernel, density: Density, plan: Plan) -> Run:
     if slots <= programs.skip:
         raise KeyboardInterrupt
     verdict = _compare(sink, slots)
-    restarted: list[int] = []
-    if not interrupted:
-        restarted, interrupted = _second_run(programs, sink, jobs, key, list(verdict.lost))
-    if restarted:
+    restarted: set[int] = set()
+    for number in range(1, SECOND_RUNS + 1):
+        replaced: list[int] = []
+        if not interrupted:
+            replaced, interrupted = _second_run(programs, sink, jobs, key, number, list(verdict.lost), restarted)
+        if not replaced:
+            break
+        restarted |= set(replaced)
         verdict = _compare(sink, slots)
     values, stats = sink.values(slots)
     u = np.stack([sink.u(chain, slots) for chain in range(plan.chains)])
     run = Run(values, stats, u, _ended(verdict, interrupted), stored=sink.stored(slots))
     run.seconds = {"compile": programs.compile_seconds, "sampling": time.perf_counter() - began}
     if restarted:
-        run.attrs["restarted_chains"] = restarted
+        run.attrs["restarted_chains"] = sorted(restarted)
     if not verdict.agree:
         run.attrs["chains_report"] = verdict.describe(density.names)
     return run
@@ -71,7 +78,7 @@ def _jobs(
     programs: Programs, sink: Sink, keys: list[PRNGKey], key: PRNGKey, given: list[np.ndarray] | None = None
 ) -> list[Job]:
     """One job per key, or one for all of them, from given points where there are some."""
-    again = "again-" * sink.again
+    again = f"again{sink.again}-" if sink.again else ""
     chains = programs.plan.chains
     if programs.kernel.ensemble:
         return [Job(programs, sink, range(chains), f"{again}chains", key, programs.anywhere())]
@@ -87,11 +94,12 @@ def _jobs(
     ]
 
 
-def _drive(programs: Programs, jobs: list[Job]) -> bool:
+def _drive(programs: Programs, jobs: list[Job], best: float = -np.inf) -> bool:
     """Run all jobs to the end; whether they were interrupted.
 
-    Early in the warm-up the chains are compared once by their log density alone: one that is far behind the best has
-    walked into a minor mode, or sits on a plateau, and gets another start, ``SECOND_CHANCES`` times at most.
+    Early in the warm-up the chains are compared once by their log density alone: one that is far behind the best (of
+    them, or of chains that have been run before) has walked into a minor mode, or sits on a plateau, and gets another
+    start, ``SECOND_CHANCES`` times at most.
     """
     plan = programs.plan
     if programs.together or len(jobs) == 1:
@@ -103,16 +111,16 @@ def _drive(programs: Programs, jobs: list[Job]) -> bool:
         with Progress(labels, programs.total, plan.progress) as progress:
             interrupted = drive([job.work for job in jobs], programs.scouting, progress, patient=patient)
             if not interrupted:
-                interrupted = _scout(programs, jobs, progress)
+                interrupted = _scout(programs, jobs, progress, best)
             return interrupted or drive([job.work for job in jobs], programs.pieces, progress, patient=patient)
     finally:
         for job in jobs:
             job.save()
 
 
-def _scout(programs: Programs, jobs: list[Job], progress: Progress) -> bool:
+def _scout(programs: Programs, jobs: list[Job], progress: Progress, best: float) -> bool:
     """Give chains that are far behind another start; whether that was interrupted."""
-    if len(jobs) == 1 or not programs.scouting:
+    if not programs.scouting or (len(jobs) == 1 and not np.isfinite(best)):
         return False
     store = programs.plan.store
     scouted = programs.scouting[-1][1]
@@ -125,7 +133,8 @@ def _scout(programs: Programs, jobs: list[Job], progress: Progress) -> bool:
         if behind is None:
             lp = np.array([job.lp for job in jobs])
             far = BEHIND + 3 * np.sqrt(programs.density.dim)
-            behind = np.flatnonzero(lp < np.max(lp) - far).tolist() if np.isfinite(lp).all() else []
+            top = max(np.max(lp), best)
+            behind = np.flatnonzero(lp < top - far).tolist() if np.isfinite(lp).all() else []
             attempt += 1
             if not behind or attempt > SECOND_CHANCES:
                 for job in jobs:  # with the attempts that were decided on: none is asked for again
@@ -148,11 +157,28 @@ def _scout(programs: Programs, jobs: list[Job], progress: Progress) -> bool:
 
 
 def _second_run(
-    programs: Programs, sink: Sink, jobs: list[Job], key: PRNGKey, lost: list[int]
+    programs: Programs,
+    sink: Sink,
+    jobs: list[Job],
+    key: PRNGKey,
+    number: int,
+    lost: list[int],
+    restarted: set[int],
 ) -> tuple[list[int], bool]:
-    """Run lost chains once more; which were replaced, and whether that was interrupted (then the first run stays)."""
+    """Run lost chains once more; which were replaced, and whether that was interrupted (then the old draws stay).
+
+    Args:
+        programs: The compiled programs.
+        sink: The draws so far.
+        jobs: The jobs of the first run.
+        key: Key of the run.
+        number: Which further run this is, from 1.
+        lost: Chains that are lost.
+        restarted: Chains that were run again before: where they end tells nothing, they start anywhere.
+    """
     plan, store = programs.plan, programs.plan.store
-    stage = store.saved(_STAGE) if store is not None else None
+    name = f"{_STAGE}-{number}"
+    stage = store.saved(name) if store is not None else None
     if stage is not None:  # decided before the run was interrupted
         lost = [int(chain) for chain in stage.meta["lost"]]
         if stage.meta["replaced"]:
@@ -161,21 +187,26 @@ def _second_run(
         if not lost or programs.kernel.ensemble or plan.draws < FEWEST:
             return [], False
         if store is not None:
-            store.save(_STAGE, {"lost": lost, "replaced": False})
-    given = [_second_start(sink, jobs, chain, lost) for chain in lost]
-    again = Sink(programs, len(lost), again=True)
-    again_jobs = _jobs(programs, again, [jax.random.fold_in(key, RESTART + c) for c in lost], key, given)
-    if _drive(programs, again_jobs):
+            store.save(name, {"lost": lost, "replaced": False})
+    given = [_second_start(sink, jobs, chain, lost, restarted) for chain in lost]
+    again = Sink(programs, len(lost), again=number)
+    keys = [jax.random.fold_in(key, number * RESTART + c) for c in lost]
+    again_jobs = _jobs(programs, again, keys, key, given)
+    healthy = [c for c in range(sink.chains) if c not in lost]
+    best = max(
+        (float(np.median(sink.read(_LP, c, programs.kept))) for c in healthy if _LP in programs.shapes), default=-np.inf
+    )
+    if _drive(programs, again_jobs, best):
         return [], True
     if not all(job.started for job in again_jobs):
         return [], False
     sink.replace(lost, again, programs.kept)
     if store is not None:
-        store.save(_STAGE, {"lost": lost, "replaced": True})
+        store.save(name, {"lost": lost, "replaced": True})
     return lost, False
 
 
-def _second_start(sink: Sink, jobs: list[Job], chain: int, lost: list[int]) -> np.ndarray:
+def _second_start(sink: Sink, jobs: list[Job], chain: int, lost: list[int], restarted: set[int]) -> np.ndarray:
     """Where a lost chain starts again: where it ended, if it has got to where the others are; else anywhere (NaN).
 
     A chain that came late, from a poor start, has tuned itself for the wrong place but knows the right one now.
@@ -184,7 +215,7 @@ def _second_start(sink: Sink, jobs: list[Job], chain: int, lost: list[int]) -> n
     assert job.position is not None
     end = job.position.u[job.chains.index(chain)]
     healthy = [c for c in range(sink.chains) if c not in lost]
-    if not healthy or _LP not in sink.programs.shapes or not np.isfinite(end).all():
+    if chain in restarted or not healthy or _LP not in sink.programs.shapes or not np.isfinite(end).all():
         return np.full_like(end, np.nan)
     lowest = min(sink.read(_LP, c, job.slots).min() for c in healthy)
     return end if sink.read(_LP, chain, job.slots)[-1] >= lowest else np.full_like(end, np.nan)

@@ -26,10 +26,10 @@ class Sink:
     Args:
         programs: The programs that make them.
         chains: How many chains.
-        again: Whether the chains are started again beside a run that stays as it is.
+        again: Which further run this is, beside a first one that stays as it is; 0 for the first one.
     """
 
-    def __init__(self, programs: Programs, chains: int, *, again: bool = False) -> None:
+    def __init__(self, programs: Programs, chains: int, *, again: int = 0) -> None:
         self.programs, self.chains, self.again = programs, chains, again
         self.stride = max(1, programs.plan.draws // COMPARED)
         self.store: Store | None = programs.plan.store
@@ -45,7 +45,9 @@ class Sink:
             self._looks: Draws = InMemory({"u": ((chains, looks, dim), np.dtype(float))})
             return
         chunk = max(1, min(looks, programs.size // self.stride))
-        u = Growing(f"{'again-' * again}u", ("chain", "draw", "dim"), (chains, looks, dim), chunk, np.dtype(float))
+        u = Growing(
+            f"again{again}/u" if again else "u", ("chain", "draw", "dim"), (chains, looks, dim), chunk, np.dtype(float)
+        )
         self._looks = self.store.hidden({"u": u})
         self._draws = self._hidden() if again else self.store.begin(self._blank(), self._counts(programs.kept))
 
@@ -55,7 +57,7 @@ class Sink:
         for name, (shape, dtype) in self.programs.shapes.items():
             full = (self.chains, self.programs.kept, *shape)
             dims = ("chain", "draw", *(f"dim_{axis}" for axis in range(len(shape))))
-            arrays[name] = Growing(f"again/{name}", dims, full, self.programs.size, dtype)
+            arrays[name] = Growing(f"again{self.again}/{name}", dims, full, self.programs.size, dtype)
         return self.store.hidden(arrays)
 
     def _blank(self) -> Any:
