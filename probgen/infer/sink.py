@@ -91,11 +91,16 @@ class Sink:
             self.put(chain, slot, u[:warm], {name: values[:warm] for name, values in arrays.items()})
             self.put(chain, skip, u[warm:], {name: values[warm:] for name, values in arrays.items()})
             return
-        at = slot if self.store is None or self.again or slot < skip else slot - skip
-        self._draws.append(chain, at, {self._name(name, slot): values for name, values in arrays.items()})
+        self._append(chain, slot, arrays)
         if slot >= skip:
             first = -(-(slot - skip) // self.stride)
             self._looks.append(chain, first, {"u": u[first * self.stride - (slot - skip) :: self.stride]})
+
+    def _append(self, chain: int, slot: int, arrays: dict[str, np.ndarray]) -> None:
+        """Draws all of the warm-up, or all after it, where they belong."""
+        skip = self.programs.skip
+        at = slot if self.store is None or self.again or slot < skip else slot - skip
+        self._draws.append(chain, at, {self._name(name, slot): values for name, values in arrays.items()})
 
     def flush(self, chain: int, slots: int) -> None:
         """Make the first draws of a chain durable."""
@@ -131,8 +136,7 @@ class Sink:
                 for first in range(low, high, block):
                     last = min(high, first + block)
                     arrays = {name: other._draws.read(name, place, first, last) for name in programs.shapes}
-                    at = first if self.store is None or first < programs.skip else first - programs.skip
-                    self._draws.append(chain, at, {self._name(name, first): v for name, v in arrays.items()})
+                    self._append(chain, first, arrays)
             looks = other.u(place, slots)
             self._looks.append(chain, 0, {"u": looks})
             self.flush(chain, slots)

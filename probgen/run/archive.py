@@ -104,20 +104,16 @@ def write_static(tree: xarray.DataTree, folder: Path) -> dict[str, Any]:
     import zarr
     from zarr.codecs import Crc32cCodec
 
-    encoding = {
-        node.path: {
-            str(name): {"compressors": [Crc32cCodec()], "chunks": tuple(max(1, n) for n in variable.shape)}
-            for name, variable in node.to_dataset(inherit=False).variables.items()
-            if variable.ndim
-        }
-        | {
-            str(name): {"compressors": [Crc32cCodec()]}
-            for name, variable in node.to_dataset(inherit=False).variables.items()
-            if not variable.ndim
-        }
-        for node in tree.subtree
-    }
     plain = _without_encoding(tree)
+
+    def layout(variable: xarray.Variable) -> dict[str, Any]:
+        chunks = {"chunks": tuple(max(1, n) for n in variable.shape)} if variable.ndim else {}
+        return {"compressors": [Crc32cCodec()], **chunks}
+
+    encoding = {
+        node.path: {str(name): layout(v) for name, v in node.to_dataset(inherit=False).variables.items()}
+        for node in plain.subtree
+    }
     try:
         with warnings.catch_warnings(), zarr.config.set({"array.write_empty_chunks": True}):
             # Text of fixed length and consolidated metadata are not in the specification yet; both read well.
