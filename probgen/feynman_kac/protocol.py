@@ -64,6 +64,11 @@ class FeynmanKac(eqx.Module):
         """
         return 1
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether ``look_ahead`` is anything but zero; the runner spares the work where it is not."""
+        return type(self).look_ahead is not FeynmanKac.look_ahead
+
     @abc.abstractmethod
     def init(self, key: PRNGKey) -> tuple[Any, Scalar]:
         """A particle from the initial law, and its log potential at time 0."""
@@ -96,7 +101,7 @@ class FeynmanKac(eqx.Module):
         return context
 
     def finished(self, t: Array, context: Any) -> Array:
-        """Whether an adaptive model has ended after ``t`` steps."""
+        """Whether the model has ended after ``t`` steps; where that depends on the context, ``adaptive`` is true."""
         return t >= self.steps
 
     def report(self, cloud: Cloud, context: Any) -> dict[str, Scalar]:

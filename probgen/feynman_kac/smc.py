@@ -42,7 +42,8 @@ class Settings(eqx.Module):
         history: Keep the particles of every step.
         gradient: Let derivatives pass through the resampling: ancestors are held, and a particle's weight after
             resampling is :math:`w / \\bot w`, so that the derivative of :math:`\\hat Z` is unbiased (Ścibior and Wood
-            2021, arXiv 2106.10314). The particles must be differentiable functions of their noise.
+            2021, arXiv 2106.10314). The particles must be differentiable functions of their noise, and the model must
+            take a known number of steps.
         variance: Estimate the variance of the evidence (``variance.py``).
     """
 
@@ -175,7 +176,7 @@ def begin(key: PRNGKey, fk: FeynmanKac, settings: Settings) -> tuple[State, Step
 def advance(
     key: PRNGKey, fk: FeynmanKac, settings: Settings, state: State, first: Array | int, count: int
 ) -> tuple[State, Steps, Array]:
-    """Take ``count`` steps after step ``first``; an adaptive model stops when it has finished.
+    """Take ``count`` steps after step ``first``, or fewer where the model has finished before.
 
     Args:
         key: The key of the run.
@@ -190,15 +191,15 @@ def advance(
         taken.
     """
     first = jnp.asarray(first, jnp.int32)
-    if not fk.adaptive:
 
-        def one(state: State, t: Array) -> tuple[State, Steps]:
-            return _step(key, fk, settings, state, t)
+    def one(state: State, t: Array) -> tuple[State, Steps]:
+        return _step(key, fk, settings, state, t)
 
+    if settings.gradient:  # reverse-mode derivatives need a loop of known length
         state, steps = jax.lax.scan(one, state, first + 1 + jnp.arange(count, dtype=jnp.int32))
         return state, steps, jnp.asarray(count, jnp.int32)
 
-    shapes = jax.eval_shape(lambda state: _step(key, fk, settings, state, first + 1)[1], state)
+    shapes = jax.eval_shape(one, state, first)[1]
     blank = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), shapes)
 
     def more(carry: tuple[State, Steps, Array]) -> Array:
@@ -207,7 +208,7 @@ def advance(
 
     def step(carry: tuple[State, Steps, Array]) -> tuple[State, Steps, Array]:
         state, steps, taken = carry
-        state, record = _step(key, fk, settings, state, first + taken + 1)
+        state, record = one(state, first + taken + 1)
         return state, jax.tree.map(lambda kept, new: kept.at[taken].set(new), steps, record), taken + 1
 
     return jax.lax.while_loop(more, step, (state, blank, jnp.zeros((), jnp.int32)))
@@ -231,7 +232,7 @@ def _step(key: PRNGKey, fk: FeynmanKac, settings: Settings, state: State, t: Arr
     key_prepare, key_resample, key_move = jax.random.split(jax.random.fold_in(key, t), 3)
     context = fk.prepare(key_prepare, t, state.cloud, state.context)
     log_h = None
-    if type(fk).look_ahead is not FeynmanKac.look_ahead:
+    if fk.looks_ahead:
         log_h = jax.vmap(lambda x: fk.look_ahead(t, x, context))(state.cloud.x)
     parents, log_w, log_z, lineage, (resampled, ancestors, unique) = _resampled(
         key_resample, fk, settings, state, log_h
@@ -240,7 +241,7 @@ def _step(key: PRNGKey, fk: FeynmanKac, settings: Settings, state: State, t: Arr
     keys = spread(key_move, settings.particles // fk.offspring)
     x, log_g = jax.vmap(lambda key, x: fk.step(key, t, x, context))(keys, parents)
     if fk.offspring > 1:
-        x, log_g = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (x, log_g))
+        x, log_g = jax.tree.map(lambda leaf: leaf.reshape(settings.particles, *leaf.shape[2:]), (x, log_g))
     log_w, total, ess = normalised(log_w + log_g)
     if lineage is not None:
         due = t % lag_of(settings.particles) == 0
