@@ -329,18 +329,16 @@ def test_weights_that_leave_few_draws_and_those_that_do_not():
 def test_particles_and_their_evidence():
     rng = np.random.default_rng(0)
     made = tree({"x": rng.normal(size=(2, 1000))}, {"ancestor": rng.integers(0, 7, (2, 1000))}, log_evidence_se=2.5)
-    stats = made["sample_stats"].to_dataset()
-    stats["ess"] = (("chain", "step"), np.array([[900.0, 500, 12], [900, 600, 400]]))
-    made["sample_stats"] = stats
+    steps = xarray.Dataset({"ess": (("chain", "step"), np.array([[900.0, 500, 12], [900, 600, np.nan]]))})
+    made["particles"] = steps
     findings = diagnose(made)
-    steps, ancestors = findings.of_kind("particles")
-    assert "only 12 of 1000 particles were effective" in steps.what
-    assert steps.where == "chain 0, step 2"
+    few, ancestors = findings.of_kind("particles")
+    assert "only 12 of 1000 particles were effective" in few.what
+    assert few.where == "chain 0, step 2"
     assert "descend from 7 ancestors" in ancestors.what
     assert "hardly known: its standard error is 2.5 nats" in the(findings, "evidence").what
-    stats["log_evidence"] = (("chain",), np.array([-10.0, -16.0]))
-    made["sample_stats"] = stats
-    assert "standard deviation over the runs is 4.2" in the(diagnose(made), "evidence").what
+    made["particles"] = steps.assign(log_evidence_run=(("chain",), np.array([-10.0, -16.0])))
+    assert "from the spread of the runs, is 3 nats" in the(diagnose(made), "evidence").what
 
 
 def test_resampled_weights_are_judged_by_what_is_told_of_them():

@@ -6,6 +6,7 @@ judge. Threshold 0.7: Yao, Vehtari, Simpson and Gelman (2018), arXiv:1802.02538.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -194,10 +195,10 @@ def _told(subject: Subject, advice: str) -> Iterator[Finding]:
 
 def particles(subject: Subject) -> Iterator[Finding | str]:
     """Effective sample sizes along the steps of a particle method, and how many first ancestors are left."""
-    found = subject.stats.get("ess")
-    if found is not None and "draw" not in found.dims and found.size:
-        count = subject.shape[1]
-        least = float(found.min())
+    found = subject.steps.get("ess")
+    if found is not None and found.size:
+        count = int(subject.attrs.get("particles", subject.shape[1]))
+        least = float(found.min())  # runs that ended earlier have NaN
         if least < PARTICLE_SHARE * count:
             place = np.unravel_index(int(np.nanargmin(found.values)), found.shape)
             at = ", ".join(f"{dim} {i}" for dim, i in zip(found.dims, place, strict=True))
@@ -231,11 +232,11 @@ def evidence(subject: Subject) -> Iterator[Finding | str]:
     """Whether the log evidence is known."""
     error = float(subject.attrs.get("log_evidence_se", np.nan))
     source = "its standard error"
-    found = subject.stats.get("log_evidence")
-    if found is not None and found.dims == ("chain",) and found.size > 1:
-        spread = float(found.std("chain", ddof=1))
+    found = subject.steps.get("log_evidence_run")
+    if found is not None and found.size > 1:
+        spread = float(found.std("chain", ddof=1)) / math.sqrt(found.size)
         if not error >= spread:
-            error, source = spread, "its standard deviation over the runs"
+            error, source = spread, "its standard error, from the spread of the runs,"
     if not np.isfinite(error):
         return
     if error > EVIDENCE_SE:

@@ -136,6 +136,10 @@ class Subject:
         """Statistics of the sampler by name."""
         if "sample_stats" in children:
             self.stats = {str(name): v for name, v in tree["sample_stats"].to_dataset().data_vars.items()}
+        self.steps: dict[str, xarray.DataArray] = {}
+        """Numbers per step of the runs of a particle method, by name."""
+        if "particles" in children:
+            self.steps = {str(name): v for name, v in tree["particles"].to_dataset().data_vars.items()}
         self.attrs: dict[Any, Any] = dict(tree.attrs or tree["posterior"].attrs)
 
     @property
