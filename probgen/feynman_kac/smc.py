@@ -45,6 +45,7 @@ class Settings(eqx.Module):
             2021, arXiv 2106.10314). The particles must be differentiable functions of their noise, and the model must
             take a known number of steps.
         variance: Estimate the variance of the evidence (``variance.py``).
+        sharding: How the particles are shared out over devices; ``None`` for one device.
     """
 
     particles: int = eqx.field(static=True)
@@ -53,6 +54,7 @@ class Settings(eqx.Module):
     history: bool = eqx.field(static=True, default=False)
     gradient: bool = eqx.field(static=True, default=False)
     variance: bool = eqx.field(static=True, default=True)
+    sharding: jax.sharding.Sharding | None = eqx.field(static=True, default=None)
 
     def check(self) -> None:
         """Raise ``MethodError`` for settings that make no sense."""
@@ -165,7 +167,8 @@ def begin(key: PRNGKey, fk: FeynmanKac, settings: Settings) -> tuple[State, Step
     """The particles at time 0, and the record of it."""
     count = settings.particles
     x, log_g = jax.vmap(fk.init)(spread(jax.random.fold_in(key, 0), count))
-    log_w, total, ess = normalised(jnp.broadcast_to(log_g, (count,)).astype(float))
+    x, log_g = _shared_out((x, jnp.broadcast_to(log_g, (count,))), settings)
+    log_w, total, ess = normalised(log_g.astype(float))
     log_z = total - math.log(count)
     lineage = Lineage.begin(count, log_z.dtype) if settings.variance else None
     state = State(Cloud(x, log_w), log_z, ess, fk.start(), lineage)
@@ -242,6 +245,7 @@ def _step(key: PRNGKey, fk: FeynmanKac, settings: Settings, state: State, t: Arr
     x, log_g = jax.vmap(lambda key, x: fk.step(key, t, x, context))(keys, parents)
     if fk.offspring > 1:
         x, log_g = jax.tree.map(lambda leaf: leaf.reshape(settings.particles, *leaf.shape[2:]), (x, log_g))
+    x, log_g = _shared_out((x, log_g), settings)
     log_w, total, ess = normalised(log_w + log_g)
     if lineage is not None:
         due = t % lag_of(settings.particles) == 0
@@ -286,6 +290,12 @@ def _resampled(
     if settings.ess_threshold <= 0:
         return keep()
     return jax.lax.cond(ess < settings.ess_threshold * count, resample, keep)
+
+
+def _shared_out(tree: Any, settings: Settings) -> Any:
+    if settings.sharding is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, settings.sharding)
 
 
 def _distinct(ancestors: Array, count: int, ordered: bool) -> Array:

@@ -16,7 +16,7 @@ from probgen.base.errors import DataError, Ended, MethodError, ModelError, Probg
 from probgen.base.keys import as_key
 from probgen.base.typing import PRNGKey
 from probgen.infer.choose import choose
-from probgen.infer.method import KernelMethod, Method, Need, Plan, Run
+from probgen.infer.method import Method, Need, Plan, Run
 from probgen.infer.results import attributes, to_tree, versions
 from probgen.program.density import Density
 from probgen.program.fingerprint import fingerprint, stable
@@ -71,8 +71,8 @@ def infer(
         store: A folder ``*.zarr`` in which the run is kept while it goes on. After a crash or Ctrl-C the same call goes
             on where it was, and ends with the same draws, bit for bit; of a run that has ended it returns the result.
             ``pg.load`` reads it at any moment. Results above 256 MiB are read from it as they are used.
-        devices: Share the chains out over devices: how many, which, or a ``jax.sharding.Mesh`` with the axes ``chain``
-            and ``data`` (rows of the data are split over the latter). ``None``: threads on a CPU, one batch on an
+        devices: Share the chains (of particle methods: the particles of each run) out over devices: how many, which, or
+            a ``jax.sharding.Mesh`` with the axes ``chain`` and ``data`` (rows of the data are split over the latter). ``None``: threads on a CPU, one batch on an
             accelerator. Under ``jax.distributed`` every process makes the same call and gets the whole result.
         progress: Show progress bars. ``None``: at a terminal only.
         throw: Raise ``RunFailed`` when the run does not end well, instead of warning.
@@ -121,9 +121,12 @@ def infer(
         "precision": "64-bit" if jax.config.jax_enable_x64 else "32-bit",
         "device": jax.devices()[0].device_kind,
     }
-    mesh = None if devices is None else mesh_of(devices, chains)
-    if mesh is not None and not isinstance(chosen, KernelMethod):
-        raise MethodError(f"devices share out chains, and {type(chosen).__name__} has none. Leave devices out.")
+    parts = chosen.shared_out(chains)
+    if devices is not None and parts is None:
+        raise MethodError(
+            f"devices share out chains or particles, and {type(chosen).__name__} has none. Leave devices out."
+        )
+    mesh = None if devices is None or parts is None else mesh_of(devices, *parts)
     if store is not None and jax.process_count() > 1:
         raise StoreError(
             f"store={os.fspath(store)!r} would be written by {jax.process_count()} processes at once. Leave store out "

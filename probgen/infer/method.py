@@ -114,6 +114,10 @@ class Method(eqx.Module):
     takes_minibatches: ClassVar[bool] = False
     """Whether it runs programs with ``subsample_size``, though it needs none."""
 
+    def shared_out(self, chains: int) -> tuple[int, str] | None:
+        """What several devices share out: how many, and what they are called. ``None`` if nothing."""
+        return None
+
     @property
     def engine(self) -> str:
         """Name of the engine that will run."""
@@ -138,6 +142,10 @@ class Method(eqx.Module):
 
 class KernelMethod(Method):
     """A method that is a Markov kernel; how it is run is written once, in ``sampling.py``."""
+
+    def shared_out(self, chains: int) -> tuple[int, str] | None:
+        """See ``Method.shared_out``."""
+        return chains, "chains"
 
     def kernel(self, warmup: int) -> Kernel:
         """The kernel, with its adaptation over ``warmup`` steps."""

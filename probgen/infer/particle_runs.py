@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
 from probgen.base.typing import PRNGKey
 from probgen.feynman_kac.protocol import FeynmanKac
 from probgen.feynman_kac.smc import Result, Settings, State, Steps, advance, begin, log_z_variance
 from probgen.infer.method import Plan
 from probgen.run.compiled import Executable, compile_all
+from probgen.run.devices import CHAIN, DATA, placed
 from probgen.run.driver import drive, to_host
 from probgen.run.progress import Progress
 from probgen.run.record import pack, unpack
@@ -112,19 +114,38 @@ def log_mean_exp(log_z: np.ndarray) -> float:
 
 def start_run(key: PRNGKey, chain: Array, fk: FeynmanKac, settings: Settings) -> tuple[State, Steps]:
     """The first particles of one run."""
-    return begin(jax.random.fold_in(key, chain), fk, settings)
+    return _laid_out(begin(jax.random.fold_in(key, chain), fk, settings), settings)
 
 
 def go_on(
     key: PRNGKey, chain: Array, fk: FeynmanKac, settings: Settings, state: State, first: Array, count: int
 ) -> tuple[State, Steps, Array]:
     """A piece of one run."""
-    return advance(jax.random.fold_in(key, chain), fk, settings, state, first, count)
+    state, steps, taken = advance(jax.random.fold_in(key, chain), fk, settings, state, first, count)
+    return _laid_out(state, settings), steps, taken
 
 
 def end_run(fk: FeynmanKac, state: State, taken: Array) -> tuple[Array, Array]:
     """Estimated variance of the log evidence, and whether there is nothing more to do."""
     return log_z_variance(state), jnp.asarray(fk.finished(taken, state.context))
+
+
+def _laid_out(tree: Any, settings: Settings) -> Any:
+    """Arrays with one row per particle over the devices, others on all of them; also for shapes."""
+    sharding = settings.sharding
+    if not isinstance(sharding, NamedSharding):
+        return tree
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
+
+    def put(leaf: Any) -> Any:
+        if not eqx.is_array(leaf) and not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        own = sharding if leaf.shape[:1] == (settings.particles,) else whole
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own)
+        return jax.lax.with_sharding_constraint(leaf, own)
+
+    return jax.tree.map(put, tree)
 
 
 class _Run:
@@ -215,8 +236,8 @@ class _Programs:
         programs, self.compiling = compile_all(
             [
                 (start_run, (key, number, fk, settings)),
-                (go_on, lambda shapes: (key, number, fk, settings, shapes[0][0], step, size)),
-                (end_run, lambda shapes: (fk, shapes[0][0], step)),
+                (go_on, lambda shapes: (key, number, fk, settings, _laid_out(shapes[0][0], settings), step, size)),
+                (end_run, lambda shapes: (fk, _laid_out(shapes[0][0], settings), step)),
             ]
         )
         self.start, self.go, self.end = programs
@@ -252,6 +273,10 @@ def particle_runs(
         KeyboardInterrupt: If it was interrupted; with a store, the same call goes on.
         StoreError: If a record is damaged.
     """
+    if plan.mesh is not None:
+        spread_out = NamedSharding(plan.mesh, PartitionSpec((CHAIN, DATA)))
+        settings = dataclasses.replace(settings, sharding=spread_out)
+        key, fk = placed((key, fk), plan.mesh)
     watched = plan.progress or plan.store is not None
     size = fk.steps if not watched else 1 if fk.adaptive else max(1, math.ceil(fk.steps / _LOOKS))
     programs = _Programs(key, fk, settings, max(1, size))
@@ -261,14 +286,15 @@ def particle_runs(
     progress = Progress([f"{label} {run.chain}" for run in runs], fk.steps, plan.progress, unit)
     todo = [run for run in runs if not run.finished]
     first = min((run.taken for run in todo), default=0)
+    cuts = [cut for cut in bounds if cut[1] > first or cut[1] == 0]
+    # Programs that span the devices take turns: side by side, they would wait for one another's parts.
+    teams = [todo] if plan.mesh is None else [[run] for run in todo]
+    interrupted = False
     try:
-        interrupted = bool(todo) and drive(
-            [run.work for run in todo],
-            [cut for cut in bounds if cut[1] > first or cut[1] == 0],
-            progress,
-            [run.chain for run in todo],
-            patient=plan.store is not None,
-        )
+        with progress:
+            for team in teams if todo else ():
+                workers, bars = [run.work for run in team], [run.chain for run in team]
+                interrupted = interrupted or drive(workers, cuts, progress, bars, patient=plan.store is not None)
     finally:
         for run in runs:
             run.save()

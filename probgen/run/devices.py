@@ -26,16 +26,17 @@ type Devices = int | Sequence[Any] | Mesh
 """How many devices, which (JAX's), or a mesh of them."""
 
 
-def mesh_of(devices: Devices, chains: int) -> Mesh:
+def mesh_of(devices: Devices, count: int, what: str = "chains") -> Mesh:
     """The mesh that was asked for.
 
     Args:
         devices: How many devices, or which, for the chains; or a mesh with the axes ``chain`` and ``data`` (or one of
             them).
-        chains: Number of chains.
+        count: How many chains, or what else is shared out.
+        what: What is.
 
     Raises:
-        MethodError: If there are not so many, the axes have other names, or the chains cannot be shared out evenly.
+        MethodError: If there are not so many, the axes have other names, or they cannot be shared out evenly.
     """
     if isinstance(devices, Mesh):
         given: Any = devices
@@ -45,10 +46,11 @@ def mesh_of(devices: Devices, chains: int) -> Mesh:
         grid = given.devices.reshape([given.shape.get(name, 1) for name in (CHAIN, DATA)])
     else:
         grid = np.asarray(_listed(devices)).reshape(-1, 1)
-    if chains % grid.shape[0]:
+    parts = grid.shape[0] if what == "chains" else grid.size
+    if count % parts:
         raise MethodError(
-            f"{chains} chains cannot be shared out evenly over {grid.shape[0]} devices. Take a multiple of "
-            f"{grid.shape[0]} chains, or fewer devices."
+            f"{count} {what} cannot be shared out evenly over {parts} devices. Take a multiple of {parts} {what}, or "
+            f"fewer devices."
         )
     return Mesh(grid, (CHAIN, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
