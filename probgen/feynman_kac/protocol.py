@@ -92,11 +92,6 @@ class FeynmanKac(eqx.Module):
         """
         return jnp.zeros(())
 
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether ``look_ahead`` is anything but one."""
-        return type(self).look_ahead is not FeynmanKac.look_ahead
-
     def start(self) -> Any:
         """The context before the first step."""
         return None
