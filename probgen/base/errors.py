@@ -59,6 +59,7 @@ class Ended(enum.Enum):
     interrupted = "The run was interrupted; the draws made until then are kept."
     no_start = "No starting point with a finite log density was found."
     diverged = "A value that must be finite became NaN or infinite during the run."
+    impossible = "All particles had weight zero at some step: nothing that they became explains the data there."
     chains_disagree = "The chains do not agree with one another: none of them alone has seen the whole posterior."
     not_converged = "The optimisation stopped before it had converged."
 
