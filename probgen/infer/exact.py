@@ -41,25 +41,32 @@ class Exact(Method):
 
     The latent sites are cut into blocks that are independent given the data. A block is solved when
 
-    - all its sites are discrete with finitely many values (by visiting all joint states),
-    - all its sites are Gaussian, locations affine in the latent sites, covariances constant (scans and missing data
-      too),
+    - all its sites are discrete with finitely many values: along a ``scan`` by forward and backward messages, in time
+      linear in its length (whatever the observations); elsewhere by visiting all joint states,
+    - all its sites are Gaussian, locations affine in the latent sites, covariances constant (missing data too): along a
+      ``scan`` by a Kalman filter and smoother, in time linear in its length; elsewhere as one multivariate normal,
     - it is Gaussian with one unknown common scale (normal-gamma, normal-inverse-gamma; conjugate linear regression),
     - its priors are beta, uniform on (0, 1), gamma, exponential, inverse gamma or Dirichlet, and the posterior stays in
       that family.
 
-    Other programs are refused with the first site that does not fit. Each closed form but the first is compared with
-    the program's own density at test points; a relative difference above ``1e-9`` (``1e-5`` in 32-bit) refuses the
-    program too. "Exact" is up to that rounding.
+    Along a ``scan`` means: sites before it may enter the steps, all observations of the chain stand in its body or before
+    it, and (discrete sites) the carry knows the values of the last step only. Where all sites share a plate, its rows are
+    solved one by one. Chains that do not fit are solved as a whole, while they are small.
+
+    Other programs are refused with the first site that does not fit. Each closed form but the enumeration of all states is
+    compared with the program's own density at test points; a relative difference above ``1e-9`` (``1e-5`` in 32-bit)
+    refuses the program too. "Exact" is up to that rounding.
 
     The group ``exact`` of the tree describes the posterior: marginal probabilities, means and covariance blocks, or
-    parameters of the family. ``attrs`` has ``log_evidence``, ``log_evidence_se`` (0), and the rule of each site. The
-    warm-up and the thinning of the call do nothing.
+    parameters of the family. Along a scan it has means and standard deviations, or probabilities and the most probable
+    path, given all data, and ``filtered`` ones given the data up to the step. ``attrs`` has ``log_evidence``,
+    ``log_evidence_se`` (0), and the rule of each site. The warm-up and the thinning of the call do nothing.
 
     Attributes:
         backend: ``"probgen"``.
-        max_states: Most joint states of a finite block.
-        max_dim: Most coordinates of a Gaussian block.
+        max_states: Most joint states of a finite block; of a chain, of two steps that follow one another.
+        max_dim: Most coordinates of a Gaussian block. A chain may have more: its matrices hold together no more numbers
+            than the covariance of such a block.
     """
 
     backend: str = eqx.field(static=True, default="")
@@ -84,10 +91,17 @@ class Exact(Method):
             MethodError: If it has no closed form that is known here; names the first site that does not fit.
         """
         model = model.unlabelled()
-        recognised = recognise(model, Limits(self.max_states, self.max_dim))
-        (program,), seconds = compile_all([(_solve, (model, recognised))])
-        posteriors, log_evidence = program(model, recognised)
         tolerance = 1e-9 if jax.config.jax_enable_x64 else 1e-5
+        recognised = recognise(model, Limits(self.max_states, self.max_dim))
+        posteriors, log_evidence, seconds = _solved(model, recognised)
+        if any(
+            block.lane and not float(p.residual) <= tolerance
+            for block, p in zip(recognised.blocks, posteriors, strict=True)
+        ):
+            # The rows of a plate know of one another: they are one chain.
+            recognised = recognise(model, Limits(self.max_states, self.max_dim, lanes=False))
+            posteriors, log_evidence, more = _solved(model, recognised)
+            seconds += more
         for block, posterior in zip(recognised.blocks, posteriors, strict=True):
             where = f"site {block.sites[0]!r}"
             if not bool(posterior.proper):
@@ -132,6 +146,11 @@ class Exact(Method):
             groups={"exact": _summary(model, solution)},
             seconds={"compile": compiled, "sampling": time.perf_counter() - began - compiled},
         )
+
+
+def _solved(model: Model, recognised: Recognised) -> tuple[tuple[Posterior, ...], Array, float]:
+    (program,), seconds = compile_all([(_solve, (model, recognised))])
+    return *program(model, recognised), seconds
 
 
 def _solve(model: Model, recognised: Recognised) -> tuple[tuple[Posterior, ...], Array]:

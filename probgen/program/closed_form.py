@@ -3,7 +3,8 @@
 The latent sites fall into blocks that share no term of the joint density. A block is solved when all its sites are
 discrete and finite, when it is linear and Gaussian, when it is Gaussian with one common scale, or when its priors are
 conjugate. Structure (types of distributions, degrees of their parameters in the latent sites) proves the first two; for
-the other two it is necessary, and the numerical check of the block decides.
+the other two it is necessary, and the numerical check of the block decides. A finite or a Gaussian block that is a Markov
+chain along a ``scan`` is solved as one, in time linear in its length.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jax import Array
 
 from probgen.base.errors import MethodError
@@ -23,16 +23,18 @@ from probgen.base.typing import Values
 from probgen.program.conjugate import Conjugate, family_of
 from probgen.program.degree import Degree, Dependence, dependences
 from probgen.program.finite import Finite, supports
+from probgen.program.forward_backward import forward_backward_of
 from probgen.program.gaussian_scale import GaussianScale
-from probgen.program.handlers import base_of
+from probgen.program.gaussian_step import GAUSSIAN, gaussian_parts
 from probgen.program.joint import Block, Joint
+from probgen.program.kalman import kalman_of
 from probgen.program.linear_gaussian import LinearGaussian
 from probgen.program.model import Model
 from probgen.program.sites import Kind, Site
+from probgen.program.steps import NotAChain, all_of
 
 __all__ = ["Limits", "Recognised", "recognise"]
 
-_GAUSSIAN = frozenset({"Normal", "MultivariateNormal", "LowRankMultivariateNormal"})
 # Log probabilities that are analytic in the parameters, on supports that do not move with them.
 _ANALYTIC = """
     BernoulliProbs BinomialProbs GeometricProbs NegativeBinomialProbs NegativeBinomial2 Poisson CategoricalProbs
@@ -49,10 +51,12 @@ class Limits:
     Attributes:
         states: Joint states of a finite block.
         dim: Coordinates of a Gaussian block.
+        lanes: Whether the rows of a plate over a whole chain may be solved one by one.
     """
 
     states: int
     dim: int
+    lanes: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,13 +131,13 @@ def _check_names(model: Model) -> None:
         if site.kind is Kind.discrete and (not site.finite or site.auxiliary):
             why = "marks missing discrete data" if site.finite else f"({site.distribution}) has infinitely many values"
             raise _refuse(site, why)
-        if site.kind is Kind.continuous and site.distribution not in _GAUSSIAN and family_of(site.distribution) is None:
+        if site.kind is Kind.continuous and site.distribution not in GAUSSIAN and family_of(site.distribution) is None:
             raise _refuse(
                 site, f"has the prior {site.distribution}, which is neither Gaussian nor conjugate to anything"
             )
         if site.kind is Kind.factor and not discrete:
             raise _refuse(site, "is a factor, whose form is not known")
-        if site.kind is Kind.observed and site.distribution not in _LIKELIHOODS | _GAUSSIAN and not discrete:
+        if site.kind is Kind.observed and site.distribution not in _LIKELIHOODS | GAUSSIAN and not discrete:
             raise _refuse(site, f"has the likelihood {site.distribution}, which is neither Gaussian nor conjugate")
 
 
@@ -146,10 +150,7 @@ def _terms(model: Model) -> list[_Term]:
         traced = Joint(eqx.combine(arrays, static)).run(values)
         found = {}
         for name in names:
-            site = traced[name]
-            location = _location(site["fn"])
-            others = [leaf for leaf in jax.tree.leaves((site["fn"], site["scale"])) if leaf is not location]
-            found[name] = ([] if location is None else [location], others, site["value"] if site["is_observed"] else ())
+            found[name] = gaussian_parts(traced[name])
         return jax.tree.map(jnp.asarray, found)
 
     latent = {
@@ -157,19 +158,7 @@ def _terms(model: Model) -> list[_Term]:
         for site in model.of_kind(Kind.continuous, Kind.discrete)
     }
     found = dependences(parts, latent, arrays)
-    return [_Term(model.sites[name], *(_all(part) for part in found[name])) for name in names]
-
-
-def _location(fn: dist.Distribution) -> Any:
-    base = base_of(fn)
-    return base.loc if type(base).__name__ in _GAUSSIAN else None  # type: ignore[attr-defined]
-
-
-def _all(tree: Any) -> Dependence:
-    total = Dependence()
-    for leaf in jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Dependence)):
-        total = total | leaf
-    return total
+    return [_Term(model.sites[name], *(all_of(part) for part in found[name])) for name in names]
 
 
 def _components(terms: list[_Term]) -> list[list[_Term]]:
@@ -196,19 +185,14 @@ def _block(model: Model, members: list[_Term], limits: Limits) -> Block:
     sites, terms = tuple(term.site.name for term in latent), tuple(term.site.name for term in members)
     discrete = [term for term in latent if term.site.kind is Kind.discrete]
     if len(discrete) == len(latent):
-        return _finite(model, latent, terms, limits)
+        return _finite(model, members, latent, terms, limits)
     if discrete:
         others = ", ".join(term.site.name for term in latent if term not in discrete)
         raise _refuse(discrete[0].site, f"is discrete and depends on continuous sites, or they on it ({others})")
-    scales = [term for term in latent if term.site.distribution not in _GAUSSIAN]
+    scales = [term for term in latent if term.site.distribution not in GAUSSIAN]
     if not scales:
         _check_gaussian(members, frozenset())
-        size = sum(_size(term.site) for term in latent)
-        if size > limits.dim:
-            raise _refuse(
-                latent[0].site, f"stands in a Gaussian block of {size} coordinates, more than max_dim={limits.dim}"
-            )
-        return LinearGaussian(sites, terms)
+        return _gaussian(model, members, latent, sites, terms, limits)
     if len(scales) < len(latent):
         return _gaussian_scale(members, latent, scales, sites, terms, limits)
     for term in members:
@@ -228,7 +212,30 @@ def _block(model: Model, members: list[_Term], limits: Limits) -> Block:
     return Conjugate(sites, terms, tuple(term.site.distribution for term in latent))
 
 
-def _finite(model: Model, latent: list[_Term], terms: tuple[str, ...], limits: Limits) -> Finite:
+def _gaussian(
+    model: Model,
+    members: list[_Term],
+    latent: list[_Term],
+    sites: tuple[str, ...],
+    terms: tuple[str, ...],
+    limits: Limits,
+) -> Block:
+    try:
+        return kalman_of(
+            model, sites, {term.site.name: term.sites for term in members}, gaussian_parts, limits.dim, limits.lanes
+        )
+    except NotAChain as error:
+        size = sum(_size(term.site) for term in latent)
+        if size > limits.dim:
+            raise _refuse(
+                latent[0].site,
+                f"stands in a Gaussian block of {size} coordinates, more than max_dim={limits.dim}, and no Kalman filter "
+                f"solves it ({error})",
+            ) from error
+        return LinearGaussian(sites, terms)
+
+
+def _finite(model: Model, members: list[_Term], latent: list[_Term], terms: tuple[str, ...], limits: Limits) -> Block:
     sites = tuple(term.site.name for term in latent)
     counts, entries = [], []
     for term in latent:
@@ -242,12 +249,18 @@ def _finite(model: Model, latent: list[_Term], terms: tuple[str, ...], limits: L
         event = support.ndim - 1
         shape = term.site.shape
         entries.append(_product(shape[: len(shape) - event]))
-    block = Finite(sites, terms, tuple(counts), tuple(entries))
-    if block.states > limits.states:
-        raise _refuse(
-            sites[0], f"stands in a block of {block.states} joint states, more than max_states={limits.states}"
-        )
-    return block
+    try:
+        dependent = {term.site.name: term.sites for term in members}
+        return forward_backward_of(model, sites, tuple(counts), dependent, gaussian_parts, limits.states, limits.lanes)
+    except NotAChain as error:
+        block = Finite(sites, terms, tuple(counts), tuple(entries))
+        if block.states > limits.states:
+            raise _refuse(
+                sites[0],
+                f"stands in a block of {block.states} joint states, more than max_states={limits.states}, and it is no "
+                f"hidden Markov chain that can be solved step by step ({error})",
+            ) from error
+        return block
 
 
 def _gaussian_scale(
@@ -280,7 +293,7 @@ def _gaussian_scale(
 def _check_gaussian(members: Iterable[_Term], scales: frozenset[str]) -> None:
     for term in members:
         site = term.site
-        if site.distribution not in _GAUSSIAN:
+        if site.distribution not in GAUSSIAN:
             raise _refuse(
                 site, f"({site.distribution}) is not Gaussian, and depends on {_names(term.sites - {site.name})}"
             )

@@ -64,7 +64,7 @@ class Posterior(NamedTuple):
         proper: Whether the parameters are those of a distribution.
     """
 
-    parameters: dict[str, Array]
+    parameters: dict[str, Any]
     log_evidence: Scalar
     residual: Scalar
     proper: Scalar
@@ -83,16 +83,21 @@ class Block(abc.ABC):
     rule: ClassVar[str]
     """What makes it exact, in words."""
 
+    @property
+    def lane(self) -> str | None:
+        """The plate whose rows are solved one by one, as if they knew nothing of one another; None where there is none."""
+        return None
+
     @abc.abstractmethod
     def solve(self, joint: Joint) -> Posterior:
         """The posterior of the block."""
 
     @abc.abstractmethod
-    def draw(self, key: PRNGKey, model: Model, parameters: dict[str, Array], count: int) -> Values:
+    def draw(self, key: PRNGKey, model: Model, parameters: dict[str, Any], count: int) -> Values:
         """Independent draws from the posterior: values by site, with a leading axis ``count``."""
 
     @abc.abstractmethod
-    def summary(self, model: Model, parameters: dict[str, Array]) -> Variables:
+    def summary(self, model: Model, parameters: dict[str, Any]) -> Variables:
         """The posterior in labelled arrays."""
 
 
