@@ -58,7 +58,8 @@ class Density(eqx.Module):
     Args:
         model: The model.
         discrete: Values at which discrete latent sites are held, by name: the density is then that of the continuous
-            sites and these values together.
+            sites and these values together. Continuous sites may be held too, at values in constrained space: they
+            then have no coordinates, and no Jacobian.
 
     Raises:
         MethodError: If the program draws random keys of its own (``numpyro.prng_key``): its density would be random.
@@ -66,7 +67,7 @@ class Density(eqx.Module):
 
     model: Model
     discrete: Values
-    """Values at which discrete latent sites are held."""
+    """Values at which sites are held."""
     blocks: tuple[Block, ...] = eqx.field(static=True)
     """Layout of the coordinates."""
 
@@ -80,6 +81,8 @@ class Density(eqx.Module):
         self.discrete = dict(discrete or {})
         blocks, start = [], 0
         for site in model.of_kind(Kind.continuous):
+            if site.name in self.discrete:
+                continue
             blocks.append(Block(site.name, start, site.coordinates or ()))
             start += blocks[-1].size
         self.blocks = tuple(blocks)
@@ -271,7 +274,7 @@ class Density(eqx.Module):
             if site["type"] != "sample":
                 continue
             kind = Kind.observed if site["is_observed"] else self.model.sites[name].kind
-            if kind is Kind.continuous:
+            if kind is Kind.continuous and name in blocks:
                 terms += [(name, kind, term) for term in self.latent_terms(site, name, blocks[name])]
             else:
                 terms.append((name, kind, site_log_prob(site)))
