@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from probgen.check.bayes_factor import bayes_factor
 from probgen.check.c2st import c2st
 from probgen.check.compare import compare
 from probgen.check.coverage import coverage, tarp
@@ -30,6 +31,7 @@ class Check:
     c2st = staticmethod(c2st)
     posterior_predictive = staticmethod(posterior_predictive)
     compare = staticmethod(compare)
+    bayes_factor = staticmethod(bayes_factor)
     simulate_recover = staticmethod(simulate_recover)
 
     def __init__(self) -> None:
