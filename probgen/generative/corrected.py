@@ -1,0 +1,425 @@
+r"""Distributions made of diffusion models: tempered, multiplied, guided, tilted, and any combination.
+
+Each is :math:`p(x) \propto \prod_i q_i(x)^{\beta_i} e^{r(x)}`; what is made of such distributions is one again. They are
+sampled by the weighted particles of ``feynman_kac/correctors.py``, where the mathematics stands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from probgen.base.errors import MethodError
+from probgen.base.typing import PRNGKey, Scalar
+from probgen.feynman_kac.correctors import Corrector, Scheme, Transport, Trapezoid, VelocityTransport
+from probgen.feynman_kac.resampling import Resampling, Systematic
+from probgen.feynman_kac.smc import Settings, smc
+from probgen.generative.denoised_distribution import DenoisedDistribution, PointDistribution
+from probgen.generative.denoiser import Denoiser, check_same
+from probgen.generative.path import Path, even_log_snr
+
+__all__ = ["Corrected", "Correction", "Guided", "Particles", "Product", "Tempered", "Tilted"]
+
+type Schedule = Callable[[Array], Array]
+
+
+class Correction(eqx.Module):
+    """How a corrected distribution is sampled.
+
+    Attributes:
+        particles: Number of particles; at least as many as draws are made, if those are more.
+        steps: Steps from noise to data.
+        transport: The field that moves the particles.
+        scheme: The discretisation.
+        kappa: Rate of Langevin moves, >= 0.
+        grid: How the times are spaced. Even in the log signal-to-noise ratio, Langevin moves are as fine at the data
+            end as elsewhere.
+        ess_threshold: Resample when the effective sample size falls below this share of the particles.
+        resampling: The scheme of resampling.
+    """
+
+    particles: int = eqx.field(static=True, default=2048)
+    steps: int = eqx.field(static=True, default=500)
+    transport: Transport = VelocityTransport()
+    scheme: Scheme = Trapezoid()
+    kappa: float = eqx.field(static=True, default=1.0)
+    grid: Callable[[Path, int], Array] = eqx.field(static=True, default=even_log_snr)
+    ess_threshold: float = eqx.field(static=True, default=0.5)
+    resampling: Resampling = eqx.field(static=True, default=Systematic())
+
+    def settings(self, particles: int | None = None, history: bool = False) -> Settings:
+        """The settings of the runner."""
+        count = self.particles if particles is None else particles
+        return Settings(count, self.resampling, self.ess_threshold, history=history)
+
+
+class Particles(NamedTuple):
+    """Weighted particles of a corrected distribution.
+
+    Attributes:
+        x: Particles, shape ``(particles, *event_shape)``.
+        log_w: Normalised log weights, shape ``(particles,)``.
+        log_z: Estimate of the log evidence, :math:`\\log \\int \\prod_i q_i^{\\beta_i} e^r dx`.
+        log_z_variance: Its estimated variance.
+        ess: Effective sample size after each step, shape ``(steps + 1,)``.
+        resampled: Whether particles were resampled before each step, shape ``(steps + 1,)``.
+        unique: Number of different parents at each step, shape ``(steps + 1,)``.
+        ancestors: Index of each particle's parent, shape ``(steps + 1, particles)``; ``None`` unless asked for.
+    """
+
+    x: Array
+    log_w: Array
+    log_z: Scalar
+    log_z_variance: Scalar
+    ess: Array
+    resampled: Array
+    unique: Array
+    ancestors: Array | None
+
+
+class _Power(eqx.Module):
+    """A power, and the schedules that lead to it."""
+
+    value: Array
+    schedules: tuple[Schedule, ...] = eqx.field(static=True, default=())
+
+    def __call__(self, t: Array) -> Array:
+        value = self.value
+        for schedule in self.schedules:
+            value = value * schedule(t)
+        return value
+
+    def times(self, factor: float, schedule: Schedule | None) -> _Power:
+        """The power multiplied by a number, or by a schedule that ends at it."""
+        if schedule is not None:
+            return _Power(self.value, (*self.schedules, schedule))
+        with jax.ensure_compile_time_eval():  # a distribution may be written inside a program
+            return _Power(self.value * factor, self.schedules)
+
+
+def _one() -> _Power:
+    with jax.ensure_compile_time_eval():
+        return _Power(jnp.ones(()))
+
+
+class _Term(NamedTuple):
+    """One factor of the density: a denoiser to a power."""
+
+    denoiser: Denoiser
+    power: _Power
+
+
+class _Reward(eqx.Module):
+    """One factor of the density: the exponential of a reward."""
+
+    reward: Callable[[Array], Scalar] = eqx.field(static=True)
+    power: _Power
+
+
+class _Powers(eqx.Module):
+    each: tuple[_Power, ...]
+
+    def __call__(self, t: Array) -> Array:
+        return jnp.stack([power(t) for power in self.each])
+
+
+class _Tilt(eqx.Module):
+    """The rewards at the denoised value."""
+
+    terms: tuple[_Term, ...]
+    rewards: tuple[_Reward, ...]
+
+    def __call__(self, x: Array, t: Array) -> Scalar:
+        powers = jnp.stack([term.power(t) for term in self.terms])
+        means = jnp.stack([term.denoiser.mean(x, t) for term in self.terms])
+        denoised = jnp.tensordot(powers / jnp.sum(powers), means, 1)
+        return jnp.sum(jnp.stack([r.power(t) * r.reward(denoised) for r in self.rewards]))
+
+
+class _Final(eqx.Module):
+    """The rewards at the data end."""
+
+    rewards: tuple[_Reward, ...]
+    end: float = eqx.field(static=True)
+
+    def __call__(self, x: Array) -> Scalar:
+        return jnp.sum(jnp.stack([r.power(jnp.asarray(self.end)) * r.reward(x) for r in self.rewards]))
+
+
+class Corrected(PointDistribution):
+    r"""A distribution :math:`p \propto \prod_i q_i^{\beta_i} e^{r}` of diffusion models :math:`q_i`.
+
+    ``sample`` is approximate: the error falls with particles and steps, and the draws of one call come from one cloud of
+    particles (a call for one draw runs the whole cloud: ask for many at once). ``run`` gives the weighted particles
+    themselves, with the evidence. ``log_prob`` is refused, since the evidence is only estimated; ``log_density`` gives it
+    up to the evidence, where the parts have exact densities.
+    """
+
+    pytree_data_fields = ("corrector", "terms", "rewards", "correction")
+
+    def __init__(self, terms: tuple[_Term, ...], rewards: tuple[_Reward, ...], correction: Correction | None) -> None:
+        correction = Correction() if correction is None else correction
+        denoisers = tuple(term.denoiser for term in terms)
+        check_same(denoisers)
+        path, shape = denoisers[0].path, denoisers[0].shape
+        correction.settings().check()
+        with jax.ensure_compile_time_eval():
+            self.corrector = Corrector(
+                denoisers,
+                path,
+                _Powers(tuple(term.power for term in terms)),
+                correction.grid(path, correction.steps),
+                shape,
+                tilt=_Tilt(terms, rewards) if rewards else None,
+                reward=_Final(rewards, path.start) if rewards else None,
+                kappa=correction.kappa,
+                transport=correction.transport,
+                scheme=correction.scheme,
+            )
+        self.terms, self.rewards, self.correction = terms, rewards, correction
+        super().__init__((), shape)
+
+    def run(self, key: PRNGKey, *, particles: int | None = None, history: bool = False) -> Particles:
+        """Weighted particles, and the evidence.
+
+        Args:
+            key: Randomness.
+            particles: Number of particles, if not that of the correction.
+            history: Return the ancestors of every step too.
+        """
+        return _run(key, self.corrector, self.correction.settings(particles, history))
+
+    def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Approximate draws, shape ``(*sample_shape, *event_shape)``, resampled from one cloud of particles."""
+        key_run, key_choose, key_order = jax.random.split(key, 3)
+        count = math.prod(sample_shape)
+        cloud = self.run(key_run, particles=max(self.correction.particles, count))
+        chosen = self.correction.resampling(key_choose, cloud.log_w, max(count, 1))
+        x = cloud.x[jax.random.permutation(key_order, chosen)]
+        return x.reshape(*sample_shape, *self.event_shape)
+
+    def log_density(self, x: Array) -> Scalar:
+        """Log density at one point, up to the log evidence that ``run`` estimates.
+
+        Raises:
+            MethodError: If a part has no exact density.
+        """
+        t = self.terms[0].denoiser.path.start
+        total = jnp.zeros(())
+        for term in self.terms:
+            exact = getattr(term.denoiser, "log_density", None)
+            if exact is None:
+                raise MethodError(
+                    f"{type(term.denoiser).__name__} has no exact log density. Use DenoisedDistribution(...).log_prob "
+                    f"for its probability flow."
+                )
+            total = total + term.power(jnp.asarray(t)) * exact(x, t)
+        return total + (_Final(self.rewards, t)(x) if self.rewards else 0.0)
+
+    def density(self, x: Array) -> Scalar:
+        raise MethodError(
+            f"{type(self).__name__} has no normalised log density: its evidence is only estimated. Use run(key) for "
+            f"weighted particles and the estimate, or log_density(x) for the density up to the evidence."
+        )
+
+
+@eqx.filter_jit
+def _run(key: PRNGKey, corrector: Corrector, settings: Settings) -> Particles:
+    result = smc(key, corrector, settings)
+
+    def joined(first: Array, rest: Array) -> Array:
+        return jnp.concatenate([first[None], rest])
+
+    first, rest = result.first, result.steps
+    return Particles(
+        result.cloud.x.x,
+        result.cloud.log_w,
+        result.log_z,
+        result.log_z_variance,
+        joined(first.ess, rest.ess),
+        joined(first.resampled, rest.resampled),
+        joined(first.unique, rest.unique),
+        result.history().ancestors if settings.history else None,
+    )
+
+
+type Prior = DenoisedDistribution | Denoiser | Corrected
+
+
+def _factors(prior: Prior, what: str) -> tuple[tuple[_Term, ...], tuple[_Reward, ...]]:
+    """The factors of a distribution.
+
+    Raises:
+        MethodError: If it is no diffusion model, nor made of some.
+    """
+    if isinstance(prior, Corrected):
+        return prior.terms, prior.rewards
+    denoiser = prior.denoiser if isinstance(prior, DenoisedDistribution) else prior
+    if not isinstance(denoiser, Denoiser):
+        raise MethodError(
+            f"{what} got a {type(prior).__name__}, expected a diffusion model. Give a DenoisedDistribution, a denoiser, "
+            f"or what is made of them."
+        )
+    return (_Term(denoiser, _one()),), ()
+
+
+def _powered(
+    factors: tuple[tuple[_Term, ...], tuple[_Reward, ...]], power: float, schedule: Schedule | None
+) -> tuple[tuple[_Term, ...], tuple[_Reward, ...]]:
+    terms, rewards = factors
+    return (
+        tuple(_Term(term.denoiser, term.power.times(power, schedule)) for term in terms),
+        tuple(_Reward(r.reward, r.power.times(power, schedule)) for r in rewards),
+    )
+
+
+def _finite(what: str, name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise MethodError(f"{what} got {name}={value!r}, expected a number. Give {name}=2.0.") from error
+    if not math.isfinite(number):
+        raise MethodError(f"{what} got {name}={number}, expected a finite number. Give {name}=2.0.")
+    return number
+
+
+def _check_schedule(what: str, prior: Prior, schedule: Schedule | None, end: float) -> None:
+    """Refuse a schedule that does not end where it should."""
+    if schedule is None:
+        return
+    t = _factors(prior, what)[0][0].denoiser.path.start
+    with jax.ensure_compile_time_eval():
+        value = jnp.asarray(schedule(jnp.asarray(t)))
+        if value.shape != ():
+            raise MethodError(
+                f"the schedule of {what} gives an array of shape {value.shape} at each time, expected a number. Return "
+                f"one power."
+            )
+        if not math.isclose(float(value), end, rel_tol=1e-6, abs_tol=1e-6):
+            raise MethodError(
+                f"the schedule of {what} is {float(value):.6g} at the data end, t={t}, expected {end:g}. A schedule maps "
+                f"t (noise at 1, data at {t}) to the power, and ends at the one asked for."
+            )
+
+
+class Tempered(Corrected):
+    r""":math:`p \propto q^\beta`: above 1 colder, below 1 hotter.
+
+    Args:
+        prior: A diffusion model, or what is made of some (rewards are tempered too).
+        beta: The power, > 0.
+        schedule: Its value at every time, ending at ``beta``; ``beta`` at all times if left out.
+        correction: How to sample.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        beta: float,
+        *,
+        schedule: Schedule | None = None,
+        correction: Correction | None = None,
+    ) -> None:
+        beta = _finite("Tempered", "beta", beta)
+        if beta <= 0:
+            raise MethodError(f"Tempered got beta={beta}, expected a positive power. Use beta > 1 for colder.")
+        _check_schedule("Tempered", prior, schedule, beta)
+        super().__init__(*_powered(_factors(prior, "Tempered"), beta, schedule), correction)
+
+
+class Product(Corrected):
+    r""":math:`p \propto \prod_i q_i^{\beta_i}`: what all parts find likely.
+
+    Args:
+        parts: Diffusion models over the same space and path, or what is made of them.
+        powers: One for each part; 1 if left out.
+        correction: How to sample.
+    """
+
+    def __init__(
+        self, parts: Sequence[Prior], powers: Sequence[float] | None = None, *, correction: Correction | None = None
+    ) -> None:
+        parts = tuple(parts)
+        powers = (1.0,) * len(parts) if powers is None else tuple(powers)
+        if not parts:
+            raise MethodError("Product got no parts. Give a list of diffusion models.")
+        if len(powers) != len(parts):
+            raise MethodError(
+                f"Product got {len(powers)} powers for {len(parts)} parts. Give one power for each part, or none."
+            )
+        terms: tuple[_Term, ...] = ()
+        rewards: tuple[_Reward, ...] = ()
+        for part, power in zip(parts, powers, strict=True):
+            more = _powered(_factors(part, "Product"), _finite("Product", "a power", power), None)
+            terms, rewards = terms + more[0], rewards + more[1]
+        super().__init__(terms, rewards, correction)
+
+
+class Guided(Corrected):
+    r"""The geometric average :math:`p \propto q_{uncond}^{1-w} q_{cond}^{w}`: what classifier-free guidance is meant to
+    sample.
+
+    Args:
+        cond: The model given the condition.
+        uncond: The one without.
+        weight: :math:`w`; 1 for ``cond`` alone, above 1 to exaggerate the condition.
+        schedule: Its value at every time, ending at ``weight``.
+        correction: How to sample.
+    """
+
+    def __init__(
+        self,
+        cond: Prior,
+        uncond: Prior,
+        weight: float,
+        *,
+        schedule: Schedule | None = None,
+        correction: Correction | None = None,
+    ) -> None:
+        weight = _finite("Guided", "weight", weight)
+        _check_schedule("Guided", cond, schedule, weight)
+        rest = None if schedule is None else _one_minus(schedule)
+        up = _powered(_factors(cond, "Guided"), weight, schedule)
+        down = _powered(_factors(uncond, "Guided"), 1 - weight, rest)
+        super().__init__(up[0] + down[0], up[1] + down[1], correction)
+
+
+def _one_minus(schedule: Schedule) -> Schedule:
+    return lambda t: 1 - schedule(t)
+
+
+class Tilted(Corrected):
+    r""":math:`p \propto q\, e^{r}`, for a reward (or a log likelihood) :math:`r`.
+
+    On the way from noise, the reward is that of the denoised value, times the schedule; at the data end, of the value
+    itself.
+
+    Args:
+        prior: A diffusion model, or what is made of some.
+        reward: :math:`r`, a differentiable function of one value.
+        schedule: Factor of the reward at every time, ending at 1; 1 at all times if left out.
+        correction: How to sample.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        reward: Callable[[Array], Scalar],
+        *,
+        schedule: Schedule | None = None,
+        correction: Correction | None = None,
+    ) -> None:
+        terms, rewards = _factors(prior, "Tilted")
+        if not callable(reward):
+            raise MethodError(f"Tilted got reward={reward!r}, expected a function of one value. Give one.")
+        shape = jax.eval_shape(reward, jax.ShapeDtypeStruct(terms[0].denoiser.shape, jnp.zeros(()).dtype)).shape
+        if shape != ():
+            raise MethodError(f"the reward of Tilted has shape {shape}, expected (). Return one number for one value.")
+        _check_schedule("Tilted", prior, schedule, 1.0)
+        super().__init__(terms, (*rewards, _Reward(reward, _one().times(1.0, schedule))), correction)
