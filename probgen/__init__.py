@@ -19,10 +19,15 @@ from probgen.base.errors import (
     StoreError,
 )
 from probgen.check.check import check
+from probgen.feynman_kac.conditional import Ancestry
+from probgen.feynman_kac.guiding import guide
+from probgen.feynman_kac.markov_tree import SDE, MarkovTree
+from probgen.feynman_kac.resampling import SSP, Killing, Multinomial, Residual, Stratified, Systematic
 from probgen.infer.chees import ChEES
 from probgen.infer.discrete_gibbs import DiscreteHMCGibbs, MixedHMC
 from probgen.infer.ensemble import AIES, ESS
 from probgen.infer.exact import Exact
+from probgen.infer.feynman_kac import FeynmanKac
 from probgen.infer.guides import BNAF, ELBO, IAF, IWAE, FullRank, LowRank, MeanField, Renyi
 from probgen.infer.hmcecs import HMCECS
 from probgen.infer.infer import RunFailed, infer
@@ -31,16 +36,26 @@ from probgen.infer.laplace import Laplace
 from probgen.infer.mclmc import MCLMC, AdjustedMCLMC
 from probgen.infer.meads import MEADS
 from probgen.infer.methods import methods
+from probgen.infer.nested_sampling import NestedSampling
 from probgen.infer.nuts import HMC, NUTS
+from probgen.infer.particle_filter import ParticleFilter
+from probgen.infer.particle_gibbs import ParticleGibbs
 from probgen.infer.pathfinder import Pathfinder
+from probgen.infer.pmmh import PMMH
 from probgen.infer.predict import log_likelihood, predict, simulate
 from probgen.infer.random_walk import RandomWalk
 from probgen.infer.sgmcmc import SGHMC, SGLD, SGNHT
 from probgen.infer.slice import EllipticalSlice
+from probgen.infer.smc import SMC, DataTempering
+from probgen.infer.smc2 import SMC2
+from probgen.infer.smoothing import FFBS, Genealogy
 from probgen.infer.stein import SVGD
 from probgen.infer.stein_vi import SteinVI
 from probgen.infer.svi import SVI
+from probgen.program.hamiltonian import Hamiltonian
 from probgen.program.model import Model
+from probgen.program.proposals import Auxiliary, Bootstrap, Guided, LocallyLinear
+from probgen.program.rao_blackwellised import RaoBlackwellised
 from probgen.report.html import report
 from probgen.run.archive import load
 from probgen.run.compiled import use_compilation_cache
@@ -52,6 +67,7 @@ __all__ = [
     "BNAF",
     "ELBO",
     "ESS",
+    "FFBS",
     "HMC",
     "HMCECS",
     "IAF",
@@ -60,37 +76,62 @@ __all__ = [
     "MCLMC",
     "MEADS",
     "NUTS",
+    "PMMH",
+    "SDE",
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "SMC",
+    "SMC2",
+    "SSP",
     "SVGD",
     "SVI",
     "AdjustedMCLMC",
+    "Ancestry",
+    "Auxiliary",
     "Barker",
+    "Bootstrap",
     "ChEES",
     "DataError",
+    "DataTempering",
     "DiscreteHMCGibbs",
     "EllipticalSlice",
     "Ended",
     "Exact",
+    "FeynmanKac",
     "FullRank",
+    "Genealogy",
+    "Guided",
+    "Hamiltonian",
+    "Killing",
     "Laplace",
+    "LocallyLinear",
     "LowRank",
+    "MarkovTree",
     "MeanField",
     "MethodError",
     "MixedHMC",
     "Model",
     "ModelError",
+    "Multinomial",
+    "NestedSampling",
     "NotIdentified",
+    "ParticleFilter",
+    "ParticleGibbs",
     "Pathfinder",
     "ProbgenError",
     "ProbgenWarning",
     "RandomWalk",
+    "RaoBlackwellised",
     "Renyi",
+    "Residual",
     "RunFailed",
     "SteinVI",
     "StoreError",
+    "Stratified",
+    "Systematic",
     "check",
+    "guide",
     "infer",
     "load",
     "log_likelihood",

@@ -12,10 +12,15 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 
 import probgen as pg
 from probgen.check.sbc import sbc
+from probgen.infer.feynman_kac_training import FeynmanKacTraining
 from probgen.infer.method import Method
+from probgen.infer.particle_gibbs import ParticleGibbs
+from probgen.infer.pmmh import PMMH
+from probgen.infer.smc2 import SMC2
 from probgen.infer.stein_vi import SteinVI
 
 
@@ -43,9 +48,42 @@ def mixed(y=None):
         numpyro.sample("y", dist.Normal(mu + 1.5 * z, 0.7), obs=y)
 
 
+def drifting(y=None):
+    """An autoregression with an unknown drift."""
+    drift = numpyro.sample("drift", dist.Normal(0.0, 1.0))
+
+    def step(x, y):
+        x = numpyro.sample("x", dist.Normal(0.8 * x + drift, 0.7))
+        numpyro.sample("y", dist.Normal(x, 0.7), obs=y)
+        return x, None
+
+    scan(step, 0.0, y, length=4)
+
+
+def diffusion(y=None):
+    """A diffusion model, of two modes, as prior."""
+    modes = pg.generative.GaussianMixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], 0.3 * np.eye(2), pg.generative.VP())
+    x = numpyro.sample("x", pg.generative.DenoisedDistribution(modes))
+    numpyro.sample("y", dist.Normal(x.sum(), 0.5), obs=y)
+
+
+def shifted(x, y=None, seen=None):
+    """The line with a parameter that is known nearly exactly, so that its estimate leaves the posterior as it is."""
+    shift = numpyro.param("shift", 0.0)
+    numpyro.sample("seen", dist.Normal(shift, 0.02), obs=seen)
+    level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("row", len(x)):
+        numpyro.sample("y", dist.Normal(shift + level + slope * x, 1.0), obs=y)
+
+
 LINE = pg.Model(line, {"x": np.array([-1.0, 0.0, 1.0, 2.0])})
 ROWS = pg.Model(rows, {"x": np.linspace(-1, 1, 40), "y": np.zeros(40)})
 MIXED = pg.Model(mixed)
+SHIFTED = pg.Model(shifted, {"x": np.array([-1.0, 0.0, 1.0, 2.0])})
+TRAINING = FeynmanKacTraining(particles=50, steps=100, window=50, learning_rate=0.002, posterior=pg.SMC(particles=100))
+DRIFTING = pg.Model(drifting)
+DIFFUSION = pg.Model(diffusion)
 
 
 @dataclass(frozen=True)
@@ -67,19 +105,26 @@ FAST = {
     "elliptical_slice": Case(pg.EllipticalSlice()),
     "aies": Case(pg.AIES()),
     "ess": Case(pg.ESS()),
+    "particle_filter": Case(pg.ParticleFilter(particles=300), DRIFTING.do(drift=0.3), 60),
+    "pmmh": Case(PMMH(particles=20), DRIFTING),
+    "particle_gibbs": Case(ParticleGibbs(particles=5), DRIFTING),
+    "feynman_kac": Case(pg.FeynmanKac(particles=100, steps=20), DIFFUSION),
     "adjusted_mclmc": Case(pg.AdjustedMCLMC()),
     "mixed_hmc": Case(pg.MixedHMC(), MIXED),
     "exact": Case(pg.Exact(), datasets=60),
     "laplace": Case(pg.Laplace()),
+    "smc": Case(pg.SMC(particles=256, kernel=pg.RandomWalk(), moves=8), datasets=60),
     "laplace-unweighted": Case(pg.Laplace(), settings={"weighted": False}),
     "sgld": Case(pg.SGLD(step_size=0.02)),
     "sghmc": Case(pg.SGHMC(step_size=0.02, friction=5.0)),
     "sgnht": Case(pg.SGNHT(step_size=0.05)),
 }
 SLOW = {
+    "feynman_kac_training": Case(TRAINING, SHIFTED, 60),
     "discrete_hmc_gibbs": Case(pg.DiscreteHMCGibbs(), MIXED),
     "hmcecs": Case(pg.HMCECS(), ROWS),
     "sgld-batches": Case(pg.SGLD(step_size=0.005), ROWS, 60, settings={"warmup": 500}),
+    "smc2": Case(SMC2(particles=60, filter_particles=20), DRIFTING, 60),
     "chees": Case(pg.ChEES()),
     "meads": Case(pg.MEADS()),
     "mclmc": Case(pg.MCLMC()),
@@ -87,6 +132,9 @@ SLOW = {
     "svi": Case(pg.SVI(guide=pg.FullRank())),
     "svi-numpyro-mean-field": Case(pg.SVI(), pg.Model(line, {"x": np.array([-1.0, 1.0])})),  # independent posteriors
     "svgd": Case(pg.SVGD(particles=60), datasets=60),
+    "smc-hmc": Case(pg.SMC(particles=256), datasets=60),
+    "smc-waste-free": Case(pg.SMC(particles=512, waste_free=16, path=pg.DataTempering(2)), datasets=60),
+    "nested_sampling": Case(pg.NestedSampling(particles=100), datasets=40),
     "stein_vi": Case(SteinVI(), datasets=40),
 }
 
@@ -111,7 +159,7 @@ def test_a_method_is_calibrated(name):
     assert result.tree.attrs.get("autocorrelation_time", 1.0) < 1.5
     first = result.tree.attrs["latent"].split('"')[1]
     spread = result.tree[f"posterior/{first}"].std("draw").mean()
-    assert spread < 0.9 * result.tree[f"truth/{first}"].std("dataset")
+    assert spread < 0.9 * result.tree[f"truth/{first}"].std("dataset").mean()
 
 
 @pytest.mark.parametrize(

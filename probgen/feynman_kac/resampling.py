@@ -51,7 +51,7 @@ class Resampling(eqx.Module):
     def conditional(self, key: PRNGKey, log_w: Array, pivot: Array, slot: Array | int) -> Array:
         """As many ancestors as particles, in random order, given that the one at ``slot`` is ``pivot``."""
         key_draw, key_order = jax.random.split(key)
-        ancestors, place = self._with(key_draw, log_w, pivot)
+        ancestors, place = self._with(key_draw, log_w, jnp.asarray(pivot, jnp.int32))
         order = jax.random.permutation(key_order, ancestors.shape[0])
         # Whatever stood at the slot goes where the chosen one would have gone.
         there = jnp.argmax(order == place)

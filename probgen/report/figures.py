@@ -22,10 +22,10 @@ _REACH = 1.5
 """How far beyond the posterior a prior is shown, in widths of the posterior."""
 PRIOR, POSTERIOR = PLATE, SERIES[0]
 """Colours of what was believed before, and after."""
-_SIZE, _SMALL, _SQUARE = (4.8, 1.9), (3.4, 1.55), (3.4, 2.6)
+SIZE, _SMALL, _SQUARE = (4.8, 1.9), (3.4, 1.55), (3.4, 2.6)
 """Sizes of panels in inches: two in a row, three in a row."""
 _MARGINS, _BARE = (0.12, 0.42, 0.12, 0.08), (0.12, 0.24, 0.12, 0.08)
-_WITH_TICKS = (0.55, 0.42, 0.1, 0.08)
+WITH_TICKS = (0.55, 0.42, 0.1, 0.08)
 _CHAINS = 8
 """Chains of one panel; more cannot be told apart."""
 _PER_CHAIN, _RANKED = 1000, 250
@@ -53,14 +53,14 @@ def traces(draws: Draws, chosen: Sequence[int]) -> list[Picture]:
                 "xlabel": False,
                 "ticklabels": False,
             },
-            figure_kwargs={"figsize": (_SIZE[0], _SIZE[1] * len(chosen)), "sharex": False},
+            figure_kwargs={"figsize": (SIZE[0], SIZE[1] * len(chosen)), "sharex": False},
         )
         pictures = []
         for index, axes in zip(chosen, _axes(plots, len(chosen)), strict=True):
             axes.locator_params(axis="y", nbins=4)
             axes.set_xlabel("draw" if stride == 1 else f"draw (every {stride}th)")
             label = f"Trace of {draws.labels[index]}: its value along {count} chains."
-            pictures.append(Picture(cut(axes, _SIZE, _WITH_TICKS, label), "trace"))
+            pictures.append(Picture(cut(axes, SIZE, WITH_TICKS, label), "trace"))
     return pictures
 
 
@@ -82,7 +82,7 @@ def ranks(draws: Draws, chosen: Sequence[int]) -> list[Picture]:
                 "title": False,
                 "xlabel": False,
             },
-            figure_kwargs={"figsize": (_SIZE[0], _SIZE[1] * len(chosen)), "sharex": False},
+            figure_kwargs={"figsize": (SIZE[0], SIZE[1] * len(chosen)), "sharex": False},
         )
         pictures = []
         for i, (index, axes) in enumerate(zip(chosen, _axes(plots, len(chosen)), strict=True)):
@@ -96,7 +96,7 @@ def ranks(draws: Draws, chosen: Sequence[int]) -> list[Picture]:
             axes.set_ylim(-high, high)
             axes.set_xlabel("rank among all draws, from the smallest to the largest")
             label = f"Rank plot of {draws.labels[index]}: each chain's share of small and large values."
-            pictures.append(Picture(cut(axes, _SIZE, _MARGINS, label), "ranks"))
+            pictures.append(Picture(cut(axes, SIZE, _MARGINS, label), "ranks"))
     return pictures
 
 
@@ -190,13 +190,13 @@ def energy(draws: Draws) -> list[Picture]:
             show_bfmi=False,
             color=[SERIES[0], SERIES[1]],
             visuals=visuals,
-            figure_kwargs={"figsize": _SIZE},
+            figure_kwargs={"figsize": SIZE},
         )
         figure = plots.viz["figure"].item()
         axes = figure.axes[0]
         axes.set_xlabel("energy, centred")
         label = "Density of the energy and of its changes from draw to draw."
-        return [Picture(cut(axes, _SIZE, _MARGINS, label))]
+        return [Picture(cut(axes, SIZE, _MARGINS, label))]
 
 
 def khat(elpd: Any, name: str) -> Picture:
@@ -216,7 +216,7 @@ def khat(elpd: Any, name: str) -> Picture:
                 "xlabel": False,
                 "ylabel": False,
             },
-            figure_kwargs={"figsize": _SIZE},
+            figure_kwargs={"figsize": SIZE},
         )
         axes = plots.viz["figure"].item().axes[0]
         axes.set_xlabel(f"observation of {short(name)}, in order")
@@ -226,7 +226,7 @@ def khat(elpd: Any, name: str) -> Picture:
         points.set_color([ACCENT if k > elpd.good_k else SERIES[0] for k in values.ravel()])
         points.set_sizes([14 if values.size < 200 else 5])
         label = f"Pareto k-hat of {values.size} observations of {name}; the largest is {np.nanmax(values):.2f}."
-        return Picture(cut(axes, _SIZE, _WITH_TICKS, label), name)
+        return Picture(cut(axes, SIZE, WITH_TICKS, label), name)
 
 
 def predictive(observed: np.ndarray, drawn: np.ndarray, name: str) -> Picture:
@@ -262,7 +262,7 @@ def predictive(observed: np.ndarray, drawn: np.ndarray, name: str) -> Picture:
                 "title": False,
                 **({"remove_axis": False} if steps else {}),
             },
-            figure_kwargs={"figsize": _SIZE},
+            figure_kwargs={"figsize": SIZE},
         )
         axes = plots.viz["figure"].item().axes[0]
         if steps:
@@ -271,9 +271,9 @@ def predictive(observed: np.ndarray, drawn: np.ndarray, name: str) -> Picture:
             low, high = np.quantile(drawn, [0.002, 0.998])
             axes.set_xlim(min(low, observed.min()), max(high, observed.max()))
         label = f"{curves} data sets drawn from the fitted model for {name}, and the data that were observed."
-        margins = (*_WITH_TICKS[:1], *_BARE[1:]) if steps else _BARE
+        margins = (*WITH_TICKS[:1], *_BARE[1:]) if steps else _BARE
         note = "The share of values up to each number." if steps else ""
-        return Picture(cut(axes, _SIZE, margins, label), name, note)
+        return Picture(cut(axes, SIZE, margins, label), name, note)
 
 
 def learning(values: np.ndarray, label: str) -> Picture:
@@ -287,7 +287,7 @@ def learning(values: np.ndarray, label: str) -> Picture:
     padded = np.pad(values, ((0, 0), (0, -values.shape[1] % width)), constant_values=np.nan)
     with drawing():
         means = np.nanmean(padded.reshape(len(values), -1, width), axis=-1)
-        figure, axes = plt.subplots(figsize=_SIZE)
+        figure, axes = plt.subplots(figsize=SIZE)
         for colour, run in zip(series(len(means)), means, strict=True):
             axes.plot(width * (np.arange(run.size) + 0.5), run, color=colour, lw=1.2)
         finite = means[np.isfinite(means)]
@@ -298,7 +298,7 @@ def learning(values: np.ndarray, label: str) -> Picture:
             low, high = np.quantile(finite, [0.1, 1])
             axes.set_ylim(low - 0.1 * (high - low) - 1e-9, high + 0.1 * (high - low) + 1e-9)
         axes.set_xlabel("step" if width == 1 else f"step (means of {width})")
-        picture = cut(axes, _SIZE, _WITH_TICKS, f"{label} along the steps of the optimisation.")
+        picture = cut(axes, SIZE, WITH_TICKS, f"{label} along the steps of the optimisation.")
         plt.close(figure)
     return Picture(picture, label)
 

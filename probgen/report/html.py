@@ -130,7 +130,7 @@ type _Parts = tuple[str, Verdict, Block | None, list[Section]]
 
 
 def _single(draws: Draws, model: Model | None, seed: int) -> _Parts:
-    from probgen.report import predictive, record, sections
+    from probgen.report import particles, predictive, record, sections
 
     found = diagnose(draws.tree, model)
     parts = [
@@ -141,6 +141,7 @@ def _single(draws: Draws, model: Model | None, seed: int) -> _Parts:
         sections.chains(draws),
         sections.pairs(draws, found),
         sections.energy(draws),
+        *([particles.particles(draws)] if "particles" in draws.tree.children else []),
         predictive.predictions(draws, model, seed),
         predictive.leave_one_out(draws, model),
         record.settings(draws),
