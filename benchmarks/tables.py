@@ -113,6 +113,42 @@ def nuts_overhead():
     )
 
 
+def particle_filter():
+    results = read("particle_filter")
+    yield "| precision | particles | filter | log likelihood, error | sd | ms | of the bare scan |"
+    yield "| --- | --: | --- | --: | --: | --: | --: |"
+    for precision in ("float64", "float32"):
+        for row in results.get(precision, []):
+            yield (
+                f"| {precision} | {row['particles']:,} | {row['name']} | {row['bias']:+.2f} | {row['sd']:.2f} | "
+                f"{1e3 * row['seconds']:.1f} | {row['ratio']:.2f} |"
+            )
+
+
+def smc():
+    yield "| model | kernel | probgen, s | BlackJAX, s | ratio | probgen, log Z error | BlackJAX | ESS/s ratio |"
+    yield "| --- | --- | --: | --: | --: | --: | --: | --: |"
+    for row in read("smc")["rows"]:
+        ours, theirs = row["probgen"], row["blackjax"]
+        yield (
+            f"| {row['model']} | {row['kernel']} | {ours['seconds']:.3f} | {theirs['seconds']:.3f} | "
+            f"{row['time_ratio']:.2f} | {ours['log_evidence_error']:.3f} | {theirs['log_evidence_error']:.3f} | "
+            f"{row['efficiency_ratio']:.2f} |"
+        )
+
+
+def correctors():
+    yield "| target | sampler | steps | log evidence, error ± sd | distance of mode masses | modes hit |"
+    yield "| --- | --- | --: | --: | --: | --: |"
+    for row in read("correctors"):
+        error = row["log_evidence_error"]
+        evidence = "" if error is None else f"{error:+.3f} ± {row['log_evidence_sd']:.3f}"
+        yield (
+            f"| {row['case']} | {row['sampler']} | {row['steps']} | {evidence} | {row['distance']:.3f} | "
+            f"{row['modes_hit']:.1f} of {row['modes']} |"
+        )
+
+
 TABLES = {
     "refit": refit,
     "nuts-overhead": nuts_overhead,
@@ -120,6 +156,9 @@ TABLES = {
     "posteriordb-summary": posteriordb_summary,
     "weak-scaling": weak_scaling,
     "store": store,
+    "particle-filter": particle_filter,
+    "smc": smc,
+    "correctors": correctors,
 }
 
 

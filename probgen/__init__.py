@@ -28,6 +28,7 @@ from probgen.infer.discrete_gibbs import DiscreteHMCGibbs, MixedHMC
 from probgen.infer.ensemble import AIES, ESS
 from probgen.infer.exact import Exact
 from probgen.infer.feynman_kac import FeynmanKac
+from probgen.infer.feynman_kac_training import FeynmanKacTraining
 from probgen.infer.guides import BNAF, ELBO, IAF, IWAE, FullRank, LowRank, MeanField, Renyi
 from probgen.infer.hmcecs import HMCECS
 from probgen.infer.infer import RunFailed, infer
@@ -99,6 +100,7 @@ __all__ = [
     "Ended",
     "Exact",
     "FeynmanKac",
+    "FeynmanKacTraining",
     "FullRank",
     "Genealogy",
     "Guided",

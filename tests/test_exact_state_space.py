@@ -403,6 +403,31 @@ def test_a_path_that_is_used_behind_the_scan_is_solved_densely_or_refused_with_t
         recognise(model, Limits(2**20, 3))
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_scaled_states_are_solved_densely(outside):
+    """A power of the density of a state is no Gaussian with the same spread: no filter, but one dense normal."""
+    y = np.array([0.5, -0.3, 0.9])
+
+    def program(y):
+        def step(x, y):
+            with numpyro.handlers.scale(scale=1.0 if outside else 0.7):
+                x = numpyro.sample("x", dist.Normal(0.8 * x, 0.7))
+                numpyro.sample("y", dist.Normal(x, 0.6), obs=y)
+            return x, None
+
+        with numpyro.handlers.scale(scale=0.7 if outside else 1.0):
+            scan(step, 0.0, y)
+
+    solution = Exact().solve(pg.Model(program, {"y": y}))
+    assert isinstance(solution.recognised.blocks[0], LinearGaussian)
+    move = np.eye(3) - 0.8 * np.eye(3, k=-1)
+    precision = 0.7 * (move.T @ move / 0.49 + np.eye(3) / 0.36)
+    mean = np.linalg.solve(precision, 0.7 * y / 0.36)
+    top = 0.7 * (stats.norm.logpdf(move @ mean, 0, 0.7) + stats.norm.logpdf(y, mean, 0.6)).sum()
+    expected = top + 1.5 * np.log(2 * np.pi) - 0.5 * np.linalg.slogdet(precision)[1]
+    assert float(solution.log_evidence) == pytest.approx(expected, abs=1e-9)
+
+
 def test_a_discrete_chain_with_a_long_memory_is_enumerated_or_refused_with_the_reason():
     def program(y):
         def step(count, y):

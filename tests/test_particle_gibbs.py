@@ -1,5 +1,7 @@
 """Particle Gibbs against the exact posterior of an autoregression, with few particles and several inner kernels."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -100,6 +102,45 @@ def test_states_may_be_discrete():
     assert_draws(tree, means={"stay": mean}, sds={"stay": sd}, detects=0.4)
     drawn = tree.posterior.dataset[["wet"]].astype(float)
     assert_draws(drawn, means={"wet": np.array(wet[1:])}, detects=0.4)
+
+
+def test_the_path_and_the_parameters_follow_one_law():
+    """A masked state is drawn from its distribution, and the parameters know of it; the half of a missing observation
+    that was seen, drawn too, is nobody's."""
+
+    def program(y, seen, there):
+        a = numpyro.sample("a", dist.Normal(0.0, 2.0))
+
+        def step(x, now):
+            y, seen, there = now
+            numpyro.sample("y", dist.Normal(x + a, 0.3), obs=y, obs_mask=seen)
+            with numpyro.handlers.mask(mask=there):
+                x = numpyro.sample("x", dist.Normal(a * x, 0.5))
+            return x, None
+
+        scan(step, 0.0, (y, seen, there))
+
+    y, seen = np.array([0.5, 1.3, 0.2, 0.7]), np.array([True, False, True, True])
+    model = pg.Model(program, {"y": y, "seen": seen, "there": np.array([True, True, True, False])})
+    density = ParticleGibbs(particles=3).density(model)
+    x, missing = np.array([0.3, 0.9, -0.2, 0.4]), np.array([0.1, -0.6, 0.8, 0.2])
+    path, before = {"x": jnp.asarray(x), "y_unobserved": jnp.asarray(missing)}, np.append(0.0, x[:-1])
+
+    def log_density(a):
+        laws = stats.norm.logpdf(x, a * before, 0.5) + stats.norm.logpdf(np.where(seen, y, missing), before + a, 0.3)
+        return laws.sum()
+
+    @jax.jit
+    def moves(a):
+        system = density.system(jnp.array([a]))
+        along = system.path(path)
+        one, two = (jax.tree.map(lambda leaf, s=s: leaf[s], along) for s in (slice(None, -1), slice(1, None)))
+        return jnp.sum(jax.vmap(system.log_transition)(jnp.arange(1, 5), one, two))
+
+    for a in (0.2, 1.1):
+        assert float(moves(a)) == pytest.approx(log_density(a), rel=1e-9)
+        told = density.given(path).log_density(jnp.array([a])) - stats.norm.logpdf(a, 0.0, 2.0)
+        assert float(told) == pytest.approx(log_density(a), rel=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore::probgen.base.errors.ProbgenWarning")

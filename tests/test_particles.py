@@ -579,6 +579,39 @@ def test_scales_count_for_states_and_not_for_parameters():
     assert float(system.log_transition(jnp.asarray(1), x, new)) == pytest.approx(float(log_g) + law, rel=1e-9)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scales_and_masks_around_the_scan_count_row_by_row(reverse):
+    weights, there = np.array([1.2, 0.7, 0.9, 1.5, 1.0, 0.6]), np.arange(T) != 2
+
+    def program(y):
+        with numpyro.plate("rows", 1), numpyro.handlers.scale(scale=2.0):
+            start = numpyro.sample("start", dist.Normal(0.0, 1.0))
+
+        def step(x, now):
+            with numpyro.plate("series", 1):
+                x = numpyro.sample("x", dist.Normal(0.8 * x, 0.6))
+                numpyro.sample("y", dist.Normal(x, 0.5), obs=now)
+            return x, None
+
+        around = numpyro.handlers.scale(scale=weights[:, None]), numpyro.handlers.mask(mask=there[:, None])
+        with around[0], around[1], numpyro.handlers.scale(scale=0.5):
+            scan(step, start, y[:, None], reverse=reverse)
+
+    model = pg.Model(program, {"y": Y})
+    system = ParticleSystem(model)
+    key, row = jax.random.key(0), T - 1 if reverse else 0
+    x, _ = system.init(key)
+    new, log_g = system.step(key, jnp.asarray(1), x, None)
+    law = stats.norm.logpdf(new.carry, 0.8 * x.carry, 0.6)
+    seen = stats.norm.logpdf(Y[row], new.carry, 0.5)
+    expected = (0.5 * weights[row] - 1) * law + 0.5 * weights[row] * seen
+    assert float(log_g) == pytest.approx(float(expected.sum()), rel=1e-9)
+    masked = T - 2 if reverse else 3
+    new, log_g = system.step(key, jnp.asarray(masked), x, None)
+    law = stats.norm.logpdf(new.carry, 0.8 * x.carry, 0.6)
+    assert float(log_g) == pytest.approx(float((0.5 * weights[2] - 1) * law.sum()), rel=1e-9)
+
+
 def test_data_are_leaves_and_float32_works():
     with jax.enable_x64(False):
         system = ParticleSystem(pg.Model(chain, {"y": Y.astype(np.float32)}))

@@ -117,6 +117,22 @@ def test_what_cannot_be_run_is_said(program, method, error, message):
         pg.infer(pg.Model(program), method)
 
 
+def test_data_that_no_particle_explains_are_said():
+    def program(y):
+        a = numpyro.sample("a", dist.Normal())
+
+        def step(x, y):
+            x = numpyro.sample("x", dist.Normal(a * x, 1.0))
+            numpyro.sample("y", dist.Uniform(x - 2.0, x + 2.0), obs=y)
+            return x, None
+
+        scan(step, 0.0, y)
+
+    density = PMMH(particles=5).density(pg.Model(program, {"y": np.array([0.0, 900.0, 0.0])}))
+    said = density.trouble(jnp.zeros(1))
+    assert said == "the log density is not finite at: the particle filter of y (-inf from step 2 of the scan)"
+
+
 def test_all_that_parameters_depend_on_are_parameters():
     """A scale above the scale of the steps enters no step itself; the prior of the parameters needs it."""
 

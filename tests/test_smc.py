@@ -337,6 +337,7 @@ def tree():
 
 def test_a_result_has_the_evidence_and_the_powers(tree):
     oracle = ORACLES["regression"]
+    assert tree.attrs["particles"] == 1024  # what the check of effective sample sizes is relative to
     assert abs(tree.attrs["log_evidence"] - oracle.log_evidence) < 4 * tree.attrs["log_evidence_se"] < 0.4
     assert tree["posterior/b"].shape == (3, 600, 3)
     oracle.check(tree, detects=0.6)
@@ -435,6 +436,19 @@ def flat(y):
 def test_an_improper_prior_is_refused():
     with pytest.raises(pg.MethodError, match="'a' has an improper prior, and SMC needs priors"):
         pg.infer(pg.Model(flat, {"y": 0.0}), SMC())
+
+
+@pytest.mark.parametrize(
+    "handler", [numpyro.handlers.scale(scale=2.0), numpyro.handlers.mask(mask=jnp.array(False))], ids=["scale", "mask"]
+)
+def test_a_prior_that_draws_do_not_follow_is_refused(handler):
+    def program(y):
+        with handler:
+            a = numpyro.sample("a", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(a, 1), obs=y)
+
+    with pytest.raises(pg.MethodError, match="prior of site 'a' is changed by handlers.scale or a mask"):
+        pg.infer(pg.Model(program, {"y": 0.0}), SMC())
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from autoregression import MODEL, autoregression, exact, series
+from numpyro.contrib.control_flow import scan
 
 import probgen as pg
 from probgen.feynman_kac.smc import smc
@@ -83,3 +86,19 @@ def test_bad_settings_and_impossible_data_are_said():
         pg.infer(MODEL, SMC2(filter_particles=1))
     with pytest.raises(pg.MethodError, match="keep_warmup"):
         pg.infer(MODEL, SMC2(), keep_warmup=True)
+
+
+def test_a_prior_that_draws_do_not_follow_is_refused():
+    def program(y):
+        with numpyro.handlers.scale(scale=3.0):
+            phi = numpyro.sample("phi", dist.Normal(0.5, 0.5))
+
+        def step(x, y):
+            x = numpyro.sample("x", dist.Normal(phi * x, 0.7))
+            numpyro.sample("y", dist.Normal(x, 0.5), obs=y)
+            return x, None
+
+        scan(step, 0.0, y)
+
+    with pytest.raises(pg.MethodError, match="prior of site 'phi' is changed by handlers.scale"):
+        pg.infer(pg.Model(program, {"y": series(5)}), SMC2())

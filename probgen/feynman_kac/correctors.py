@@ -26,6 +26,12 @@ its reversal: with :math:`\log p(x') - \log p(x) = \tfrac12 \langle S(x) + S(x')
 Where the powers change with time, :math:`\log q_i` must be known along the way: ``Trapezoid`` integrates it (the
 divergence is at hand), ``Euler`` estimates it from scores alone (``Ito``: Skreta et al. 2025, ICLR, "SuperDiff";
 ``KernelRatio``: He et al. 2025, arXiv 2506.05668).
+
+Where divergences are estimated (``Hutchinson``), weights have noise in their logarithm: with coefficients :math:`c`, steps
+:math:`h` and errors :math:`\varepsilon` of the divergences, Trapezoid's is :math:`\tfrac h2 \langle c, \varepsilon +
+\varepsilon' \rangle`, which multiplies the mean weight by the exponential of half its variance. The difference of the two
+looks tells that variance, and :math:`\tfrac{h^2}{8} \langle c, \varepsilon - \varepsilon' \rangle^2` is taken off; what
+is left of the bias is of third order in :math:`h`.
 """
 
 from __future__ import annotations
@@ -142,9 +148,13 @@ class Trapezoid(Scheme):
         ahead = corrector.look(key_ahead, x + h * here.v, s)
         moved = x + 0.5 * h * (here.v + ahead.v)
         log_g = 0.5 * h * (here.rate + ahead.rate)
+        still = 0.0
         if log_q is not None:
             before, log_q = log_q, log_q + _log_ratio(here, ahead, moved - x, h)
             log_g = log_g + (corrector.powers(s) - corrector.powers(t)) @ (before + log_q) / 2
+            # Errors of the log densities stay with the particle, and count by all that the powers still change.
+            still = corrector.powers(corrector.times[-1]) - (corrector.powers(s) + corrector.powers(t)) / 2
+        log_g = log_g - h**2 / 8 * _noise(corrector, (here, t), (ahead, s), still)
         # Langevin
         a = 0.5 * corrector.kappa * corrector.noise.g2(s) * -h
         shift = a * ahead.score + jnp.sqrt(2 * a) * jax.random.normal(key_noise, x.shape, x.dtype)
@@ -160,6 +170,26 @@ def _log_ratio(a: Look, b: Look, shift: Array, h: Array) -> Array:
     assert a.change is not None
     assert b.change is not None
     return 0.5 * (h * (a.change + b.change) + each(a.scores + b.scores, jnp.broadcast_to(shift, a.scores.shape)))
+
+
+def _noise(corrector: Corrector, a: tuple[Look, Array], b: tuple[Look, Array], still: Array | float) -> Array | float:
+    """Estimate, from looks and their times, of the summed variances of the rates; 0 where nothing is estimated.
+
+    Args:
+        corrector: The model.
+        a: One look, and its time.
+        b: Another, with independent errors.
+        still: What log densities are still multiplied with.
+    """
+
+    (first, t), (second, s) = a, b
+    if first.guessed is None or second.guessed is None:
+        return 0.0
+
+    def weight(beta: Array) -> Array:
+        return (1 / jnp.sum(beta) - 1) * beta - still
+
+    return (weight(corrector.powers(t)) @ first.guessed - weight(corrector.powers(s)) @ second.guessed) ** 2
 
 
 class DensityEstimate(eqx.Module):
@@ -233,7 +263,8 @@ class Euler(Scheme):
         if log_q is not None:
             log_g = log_g + (corrector.powers(s) - corrector.powers(t)) @ log_q
             log_q = log_q + self.density.increment(corrector.noise, here.scores, x, t, y, s)
-        return Particle(y, corrector.look(key_look, y, s), log_q), log_g
+        there = corrector.look(key_look, y, s)
+        return Particle(y, there, log_q), log_g - h**2 / 4 * _noise(corrector, (here, t), (there, s), 0.0)
 
 
 # -- the Feynman-Kac model -------------------------------------------------------------------------------------------

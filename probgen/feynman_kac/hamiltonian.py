@@ -37,9 +37,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
-from jax.scipy.linalg import solve_triangular
 
 from probgen.base.errors import MethodError
+from probgen.base.small import cholesky, solve_lower
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.feynman_kac.protocol import Cloud, FeynmanKac
 
@@ -215,12 +215,12 @@ def _frame(log_density: Callable[[Array], tuple[Scalar, Scalar]], at: Array) -> 
     diagonal; and this diagonal."""
     of_q, of_g = (-jax.hessian(lambda u, i=i: log_density(u)[i])(at) for i in (0, 1))
     eye = jnp.eye(at.shape[0], dtype=at.dtype)
-    root = _root(of_q)
+    root = cholesky(of_q)
     root = jnp.where(jnp.all(jnp.isfinite(root)) & jnp.all(jnp.diagonal(root) > 0), root, eye)
     of_g = jnp.where(jnp.all(jnp.isfinite(of_g)), of_g, jnp.zeros_like(of_g))
+    inverse = solve_lower(root, eye)
     if at.shape[0] == 1:  # one coordinate is common, and needs no library call per particle
-        return 1 / root, of_g[0] / root[0] ** 2
-    inverse = solve_triangular(root, eye, lower=True)
+        return inverse, of_g[0] * inverse[0] ** 2
     d, turn = jnp.linalg.eigh(inverse @ of_g @ inverse.T)
     return inverse.T @ turn, d
 
@@ -236,7 +236,3 @@ def _newton(log_density: Callable[[Array], tuple[Scalar, Scalar]], start: Array)
 def _size(curvature: Array) -> Array:
     """Absolute values; where next to nothing is left, trajectories must not become long."""
     return jnp.maximum(jnp.abs(curvature), 0.1)
-
-
-def _root(precision: Array) -> Array:
-    return jnp.sqrt(precision) if precision.shape[0] == 1 else jnp.linalg.cholesky(precision)

@@ -37,9 +37,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from jax.scipy.linalg import solve_triangular
 
 from probgen.base.errors import ModelError
+from probgen.base.small import cholesky, solve_lower
 from probgen.base.typing import PRNGKey, Scalar
 
 __all__ = ["Continuous", "Finite", "Gaussian", "Quadratic", "Space", "space_of"]
@@ -178,8 +178,8 @@ class Continuous(Space):
         beta, L = at.mean - anchor, at.scale
         c, F, H = message
         factor = self._factor(L, H)
-        half = _solved(factor, L.T)
-        gain = _solved(factor, half @ H, transposed=True)  # A L'H
+        half = solve_lower(factor, L.T)
+        gain = solve_lower(factor, half @ H, transposed=True)  # A L'H
         shrink = jnp.eye(self.dim, dtype=L.dtype) - L @ gain
         # Joseph's form: a sum of squares, which rounding leaves positive semi-definite.
         H = shrink.T @ H @ shrink + gain.T @ gain
@@ -202,7 +202,7 @@ class Continuous(Space):
         """See ``Space.draw``."""
         factor, mean = self._noise(law, message, anchor)
         z = jax.random.normal(key, mean.shape, mean.dtype)
-        return law.mean + law.scale @ (mean + _solved(factor, z, transposed=True))
+        return law.mean + law.scale @ (mean + solve_lower(factor, z, transposed=True))
 
     def density(self, law: Gaussian, x: Array) -> Scalar:
         """See ``Space.density``."""
@@ -218,13 +218,11 @@ class Continuous(Space):
         _, F, H = message
         factor = self._factor(law.scale, H)
         right = law.scale.T @ (F - H @ (law.mean - anchor))
-        return factor, _solved(factor, _solved(factor, right), transposed=True)
+        return factor, solve_lower(factor, solve_lower(factor, right), transposed=True)
 
     @staticmethod
     def _factor(L: Array, H: Array) -> Array:
-        precision = jnp.eye(L.shape[1], dtype=L.dtype) + L.T @ H @ L
-        # One noise is common, and its root needs no library call per particle.
-        return jnp.sqrt(precision) if L.shape[1] == 1 else jnp.linalg.cholesky(precision)
+        return cholesky(jnp.eye(L.shape[1], dtype=L.dtype) + L.T @ H @ L)
 
 
 class Finite(Space):
@@ -331,13 +329,6 @@ def _plain(law: Any) -> Any:
     while isinstance(law, dist.Independent | dist.ExpandedDistribution):
         law = law.base_dist
     return law
-
-
-def _solved(factor: Array, right: Array, *, transposed: bool = False) -> Array:
-    """Solve with a lower triangular factor, or with its transpose."""
-    if factor.shape[0] == 1:
-        return right / factor[0, 0]
-    return solve_triangular(factor, right, lower=True, trans=1 if transposed else 0)
 
 
 def _log_det(factor: Array) -> Scalar:

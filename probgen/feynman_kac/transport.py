@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -38,6 +38,7 @@ class Look(NamedTuple):
         score: :math:`S`.
         scores: :math:`s_i`, with a leading axis over the parts.
         change: :math:`\\partial_t \\log q_i`, shape ``(parts,)``; ``None`` where no divergence was taken.
+        guessed: Divergences of the velocities where they were estimated, shape ``(parts,)``; else ``None``.
     """
 
     v: Array
@@ -45,6 +46,7 @@ class Look(NamedTuple):
     score: Array
     scores: Array
     change: Array | None
+    guessed: Array | None = None
 
 
 # -- divergence ------------------------------------------------------------------------------------------------------
@@ -52,6 +54,9 @@ class Look(NamedTuple):
 
 class Divergence(eqx.Module):
     """The divergence of fields whose derivative is at hand."""
+
+    random: ClassVar[bool] = False
+    """Whether it is an unbiased estimate, of which two at different points have independent errors."""
 
     @abc.abstractmethod
     def __call__(self, key: PRNGKey, push: Callable[[Array], Array], like: Array) -> Array:
@@ -74,13 +79,15 @@ class ExactDivergence(Divergence):
 
 
 class Hutchinson(Divergence):
-    """Hutchinson's estimate with random signs: unbiased, new probes at every step. The noise is in the *log* weight, so
-    the evidence is unbiased only as steps become small.
+    """Hutchinson's estimate with random signs: unbiased, new probes at every look. Schemes take off what its noise adds
+    to the mean weight (``correctors.py``); the weights vary more than with the exact divergence, the less the more steps
+    or probes there are.
 
     Attributes:
         probes: Number of probes, each one pass.
     """
 
+    random: ClassVar[bool] = True
     probes: int = eqx.field(static=True, default=1)
 
     def __check_init__(self) -> None:
@@ -133,7 +140,8 @@ class VelocityTransport(Transport):
         if divergences is not None and not corrector.balanced:
             rate = rate + (1 / jnp.sum(beta) - 1) * (beta @ divergences)
         change = None if divergences is None else -divergences - flows
-        return corrector.tilted(x, t, Look(v, rate, score, scores, change))
+        guessed = divergences if self.divergence.random else None
+        return corrector.tilted(x, t, Look(v, rate, score, scores, change, guessed))
 
 
 class ScoreTransport(Transport):

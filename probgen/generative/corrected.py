@@ -201,7 +201,7 @@ class Corrected(PointDistribution):
         count = math.prod(sample_shape)
         cloud = self.run(key_run, particles=max(self.correction.particles, count))
         chosen = self.correction.resampling(key_choose, cloud.log_w, max(count, 1))
-        x = cloud.x[jax.random.permutation(key_order, chosen)]
+        x = cloud.x[jax.random.permutation(key_order, chosen)[:count]]
         return x.reshape(*sample_shape, *self.event_shape)
 
     def log_density(self, x: Array) -> Scalar:

@@ -259,6 +259,12 @@ def check_model(model: Model, method: Method) -> None:
                     f"{Need.prior_draws.value}. "
                     f"Give it a proper prior."
                 )
+            if site.weighed and not site.auxiliary and Need.continuous in method.needs:
+                raise MethodError(
+                    f"the prior of site {site.name!r} is changed by handlers.scale or a mask, and draws from its "
+                    f"distribution, which {type(method).__name__} starts from, do not follow that. Put the site outside "
+                    f"of the handler."
+                )
 
 
 def _unfilled(model: Model) -> str | None:

@@ -54,21 +54,19 @@ class Runs:
         return np.array([float(result.log_z) for result in self.results])
 
     def attributes(self) -> dict[str, Any]:
-        """The log evidence of all runs together, and its standard error.
+        """The log evidence of all runs together, its standard error, and the number of particles of each.
 
-        The mean of the runs' (unbiased) evidences; the error is that which the genealogies tell, or where there are
-        none, the spread of the runs.
+        The mean of the runs' (unbiased) evidences. The error is the larger of that which the genealogies tell and that
+        which the spread of the runs tells: a run cannot know of a mode that it has not seen.
         """
         log_z, count = self.log_z, len(self.results)
-        variances = np.array([float(result.log_z_variance) for result in self.results])
         top = log_mean_exp(log_z)
-        if np.isfinite(variances).all():
-            se = math.sqrt(max(0.0, float(variances.mean())) / count)
-        elif count > 1 and np.isfinite(top):
-            se = float(np.exp(log_z - top).std(ddof=1) / math.sqrt(count))
-        else:
-            se = math.nan
-        return {"log_evidence": top, "log_evidence_se": se}
+        within = float(np.mean([float(result.log_z_variance) for result in self.results])) / count
+        errors = [math.sqrt(max(0.0, within))] if math.isfinite(within) else []
+        if count > 1 and math.isfinite(top):
+            errors.append(float(np.exp(log_z - top).std(ddof=1)) / math.sqrt(count))
+        se = max(errors, default=math.nan)
+        return {"log_evidence": top, "log_evidence_se": se, "particles": len(self.results[0].cloud.log_w)}
 
     def group(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         """The records as variables with the dims ``(chain, step)``; shorter runs end in NaN."""

@@ -89,9 +89,18 @@ class SMC2(Method):
 
         Raises:
             ModelError: If the program has no scan, or cannot be run step by step.
-            MethodError: If it has no parameter, or a discrete one.
+            MethodError: If it has no parameter, or a discrete one, or one whose prior is scaled or masked.
         """
-        return FilteredDensity(model, Settings(self.filter_particles, self.resampling, variance=False), self.proposal)
+        settings = Settings(self.filter_particles, self.resampling, variance=False)
+        density = FilteredDensity(model, settings, self.proposal)
+        for block in density.blocks:
+            if model.sites[block.name].weighed:
+                raise MethodError(
+                    f"the prior of site {block.name!r} is changed by handlers.scale or a mask, and draws from its "
+                    f"distribution, which SMC2 starts from, do not follow that. Put the site outside of the handler, or "
+                    f"use pg.PMMH()."
+                )
+        return density
 
     def feynman_kac(self, density: FilteredDensity) -> SMCSquared:
         """The Feynman-Kac model, for ``probgen.feynman_kac.smc.smc``: one pure function."""

@@ -17,6 +17,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 from numpyro import handlers
 
 from probgen.base.errors import MethodError
@@ -29,9 +31,12 @@ from probgen.program.density import Block, Density
 from probgen.program.model import Model
 from probgen.program.particles import ParticleSystem
 from probgen.program.proposals import Bootstrap, Proposal
+from probgen.program.scanned import unmasked
 from probgen.program.sites import Kind, Site
 
 __all__ = ["FilteredDensity"]
+
+_FINITE = "the log density is finite at the last point tried"
 
 
 class FilteredDensity(Density):
@@ -119,7 +124,7 @@ class FilteredDensity(Density):
 
     def given(self, path: Values) -> Density:
         """The joint density of parameters, states and data, with the states held at a path."""
-        return Density(self.model, path)
+        return _GivenPath(self.model, path)
 
     # -- as a Density ------------------------------------------------------------------------------------------------
 
@@ -138,8 +143,23 @@ class FilteredDensity(Density):
 
     def breakdown(self, u: Position) -> dict[str, Scalar]:
         """Log probability per parameter, and the estimate for all that is observed."""
-        observed = ", ".join(site.name for site in self.model.of_kind(Kind.observed))
-        return {**self._prior(u), f"the particle filter of {observed}": self.log_likelihood(u)}
+        return {**self._prior(u), self._of_filter: self.log_likelihood(u)}
+
+    def trouble(self, u: Position) -> str:
+        """See ``Density.trouble``; tells at which step the particle filter lost all of its particles."""
+
+        def look(density: FilteredDensity, u: Position) -> tuple[dict[str, Scalar], Array]:
+            settings = dataclasses.replace(density.settings, history=False, variance=False)
+            result = smc(jax.random.key(0), density.system(u), settings)
+            return density._prior(u), jnp.append(result.first.log_z, result.steps.log_z)
+
+        prior, log_z = jax.jit(look)(self, u)
+        named = [f"{name} ({value:g})" for name, value in prior.items() if not np.isfinite(value)]
+        lost = np.flatnonzero(~np.isfinite(log_z))
+        if lost.size:
+            where = f"from step {lost[0]} of the scan" if lost[0] else "before the scan"
+            named.append(f"{self._of_filter} ({log_z[lost[0]]:g} {where})")
+        return f"the log density is not finite at: {', '.join(named)}" if named else _FINITE
 
     def constrain(self, u: Position, discrete: Values | None = None) -> Values:
         """See ``Density.constrain``. Without values of the states, only the parameters."""
@@ -153,6 +173,10 @@ class FilteredDensity(Density):
 
     def _anything(self) -> Values:
         return {site.name: jnp.zeros(site.shape, site.dtype) for site in self.states}
+
+    @property
+    def _of_filter(self) -> str:
+        return f"the particle filter of {', '.join(site.name for site in self.model.of_kind(Kind.observed))}"
 
     @property
     def _names(self) -> set[str]:
@@ -169,6 +193,15 @@ class FilteredDensity(Density):
         depends on them alone is not computed under ``jit``."""
         with handlers.block():
             return handlers.trace(handlers.seed(self.substituted(u), jax.random.key(0))).get_trace()
+
+
+class _GivenPath(Density):
+    """A density whose masked states count: as particles, they are drawn from their distribution."""
+
+    def _run(self, u: Position, discrete: Values | None = None) -> dict[str, Any]:
+        sites = super()._run(u, discrete)
+        held = [name for name in self.discrete if not self.model.sites[name].auxiliary]
+        return sites | {name: sites[name] | {"fn": unmasked(sites[name]["fn"])} for name in held}
 
 
 def _parameters(model: Model) -> tuple[str, ...]:

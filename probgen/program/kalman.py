@@ -167,10 +167,10 @@ def kalman_of(
     Raises:
         NotAChain: If the block is no Markov chain along the scan, or too large a one.
     """
+    own = {site.name for site in model.sites if site.latent and not site.auxiliary}
 
     def checked(name: str, site: Mapping[str, Any]) -> Any:
-        own = name in model.sites and model.sites[name].latent and not model.sites[name].auxiliary
-        if own and (site["scale"] is not None or not is_normalised(site["fn"])):
+        if name in own and (site["scale"] is not None or not is_normalised(site["fn"])):
             raise NotAChain(f"site {name!r} is latent and masked or scaled")
         return parts(site)
 

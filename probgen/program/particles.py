@@ -179,9 +179,14 @@ class ParticleSystem(FeynmanKac):
                 f"latent values of the last step only, or use what needs no transition density (pg.Genealogy(), "
                 f"particle Gibbs without ancestor sampling)."
             )
-        taken = self.body(t, x_prev)(self.latent(x))
-        total = sum(taken.log_laws.values(), taken.log_potential)
-        return total + self._behind(t, taken.carry, x_prev.before)
+        values = self.latent(x)
+        taken = self.body(t, x_prev)(values)
+        laws = taken.log_laws
+        for name in laws:
+            if self.model.sites[name].auxiliary:
+                # The half of an obs_mask site that was observed is nowhere used: whoever its parent, it is as likely.
+                laws[name] = jnp.sum(taken.fns[name].log_prob(values[name]))
+        return sum(laws.values(), taken.log_potential) + self._behind(t, taken.carry, x_prev.before)
 
     def log_potential(self, t: Array, x_prev: Particle | None, x: Particle, context: Any) -> Scalar:
         """See ``FeynmanKac.log_potential``.

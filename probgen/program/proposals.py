@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 
 from probgen.base.errors import MethodError, suggestion
+from probgen.base.small import cholesky, solve_lower
 from probgen.base.typing import PRNGKey, Scalar, Values
 from probgen.program.chart import chart_of
 from probgen.program.handlers import Message
@@ -166,7 +167,7 @@ class LocallyLinear(Proposal):
         local = _Local(step, key_rest)
         mode, factor = local.newton(self.steps)
         z = jax.random.normal(key_z, mode.shape, mode.dtype)
-        u = mode + jax.scipy.linalg.solve_triangular(factor, z, lower=True, trans=1)
+        u = mode + solve_lower(factor, z, transposed=True)
         if self.defensive:
             u = jnp.where(jax.random.uniform(key_which) < self.defensive, local.plain(key_plain), u)
         return self._weighed(local, u, mode, factor)
@@ -334,7 +335,7 @@ class _Local:
 
         def shift(_: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             u, slope, factor = state
-            direction = jax.scipy.linalg.cho_solve((factor, True), slope)
+            direction = solve_lower(factor, solve_lower(factor, slope), transposed=True)
             tried = u + jnp.asarray(_LENGTHS, u.dtype)[:, None] * direction
             heights = jax.vmap(target)(tried)
             u = tried[jnp.argmax(jnp.where(jnp.isnan(heights), -jnp.inf, heights))]
@@ -374,9 +375,9 @@ def _root(precision: Array) -> Array:
     """Cholesky factor of a precision; one that is not positive definite is shifted until it is."""
     eye = jnp.eye(precision.shape[0], dtype=precision.dtype)
     precision = jnp.where(jnp.all(jnp.isfinite(precision)), precision, eye)
-    factor = jnp.linalg.cholesky(precision)
+    factor = cholesky(precision)
     # The Frobenius norm bounds every eigenvalue.
-    shifted = jnp.linalg.cholesky(precision + (1.01 * jnp.linalg.norm(precision) + 1) * eye)
+    shifted = cholesky(precision + (1.01 * jnp.linalg.norm(precision) + 1) * eye)
     return jnp.where(jnp.all(jnp.isfinite(factor)), factor, shifted)
 
 

@@ -18,7 +18,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.distributions.util import is_identically_one
 from numpyro.ops.pytree import PytreeTrace
-from numpyro.primitives import Messenger
+from numpyro.primitives import _PYRO_STACK, Messenger
 
 from probgen.base.errors import ModelError
 from probgen.base.typing import PRNGKey, Scalar, Values
@@ -60,6 +60,7 @@ class Scan(NamedTuple):
         size: Number of steps.
         reverse: Whether it runs from the last row to the first.
         given: What handlers outside of it give to its sites: kind of handler, and values by name or a function.
+        around: The ``scale`` and ``mask`` handlers outside of it, the innermost first.
     """
 
     body: Callable[[Any, Any], tuple[Any, Any]]
@@ -68,6 +69,7 @@ class Scan(NamedTuple):
     size: int
     reverse: bool
     given: tuple[tuple[str, Any], ...]
+    around: tuple[Messenger, ...]
 
     def row(self, t: Array | int) -> Array | int:
         """The row that step ``t`` uses, counting steps from 1."""
@@ -123,9 +125,19 @@ class _AtScan(Messenger):
         body, init, xs, length, reverse = msg["args"]
         size = length if length is not None else jnp.shape(jax.tree.leaves(xs)[0])[0]
         if self.end is None:
-            raise _Reached(Scan(body, init, xs, size, reverse, tuple(msg["kwargs"]["substitute_stack"])))
+            raise _Reached(Scan(body, init, xs, size, reverse, tuple(msg["kwargs"]["substitute_stack"]), self._around()))
         carry, ys = self.end
         msg["value"] = ((size, None, carry), (PytreeTrace({}), ys))
+
+    def _around(self) -> tuple[Messenger, ...]:
+        inside = _PYRO_STACK[_PYRO_STACK.index(self) + 1 :]
+        for handler in inside:
+            if isinstance(handler, handlers.scope | handlers.reparam):
+                raise ModelError(
+                    f"numpyro.handlers.{type(handler).__name__} stands around the scan, and its steps are run without "
+                    f"it. Put it into the body of the scan."
+                )
+        return tuple(handler for handler in reversed(inside) if isinstance(handler, handlers.scale | handlers.mask))
 
 
 class _Latents(Messenger):
@@ -283,7 +295,23 @@ class OneStep:
                 stack.enter_context(_Given(kind, given, self.row, scan.size))
             stack.enter_context(handlers.infer_config(config_fn=lambda msg: {"_scan_current_index": self.row}))
             returned = scan.body(self.carry, self.x)
+        # NumPyro shows the series of a site to the handlers around the scan when it is over.
+        for handler in scan.around:
+            for site in sites.values():
+                if site["type"] == "sample":
+                    _weighed(site, handler, self.row, scan.size)
         return dict(sites), returned
+
+
+def _weighed(site: Message, handler: Any, row: Array | int, size: int) -> None:
+    """Scale or mask a site of one row as a handler around the scan does with all of them."""
+    given = handler.mask if isinstance(handler, handlers.mask) else handler.scale
+    if jnp.ndim(given) == len(site["fn"].batch_shape) + 1:
+        given = jnp.broadcast_to(given, (size, *jnp.shape(given)[1:]))[row]
+    if isinstance(handler, handlers.mask):
+        site["fn"] = site["fn"].mask(given)
+    else:
+        site["scale"] = given if site["scale"] is None else given * site["scale"]
 
 
 def observed(trace: Trace) -> Trace:

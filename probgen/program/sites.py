@@ -18,6 +18,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import constraints
+from numpyro.distributions.util import is_identically_one
 
 from probgen.base.errors import DataError, ModelError
 from probgen.program.chart import chart_of
@@ -76,6 +77,8 @@ class Site:
         finite: Whether a discrete site has a finite support that can be enumerated.
         auxiliary: Whether it is scaffolding (half of an ``obs_mask`` site) that results leave out.
         source: Where an observation comes from (``data`` or ``given``, and its name) when it is passed on unchanged.
+        weighed: Whether ``handlers.scale`` or a mask stands between its distribution and its log probability, so that
+            draws do not follow the density.
     """
 
     name: str
@@ -92,6 +95,7 @@ class Site:
     finite: bool = False
     auxiliary: bool = False
     source: Origin | None = None
+    weighed: bool = False
 
     @property
     def latent(self) -> bool:
@@ -229,7 +233,17 @@ def _describe(site: dict[str, Any], source: Origin | None, times: _TimeDims, siz
         proper=not isinstance(base, dist.ImproperUniform),
         finite=bool(support.is_discrete and fn.has_enumerate_support),
         source=source,
+        weighed=_weighed(site),
     )
+
+
+def _weighed(site: dict[str, Any]) -> bool:
+    fn = site["fn"]
+    while isinstance(fn, dist.MaskedDistribution | dist.Independent | dist.ExpandedDistribution):
+        if isinstance(fn, dist.MaskedDistribution) and not is_identically_one(fn._mask):
+            return True
+        fn = fn.base_dist
+    return site["scale"] is not None and not is_identically_one(site["scale"])
 
 
 def _shape_error(site: dict[str, Any], shape: tuple[int, ...], source: Origin | None) -> DataError:
