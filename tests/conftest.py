@@ -1,11 +1,26 @@
 """Shared set-up: 64-bit, and compiled programs kept between test runs."""
 
+import resource
+import sys
+
 import jax
 import pytest
 
 import probgen as pg
 
 jax.config.update("jax_enable_x64", True)
+
+
+LARGE = 4 * 2**30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory():
+    """Forget compiled programs between files where they take gigabytes: thousands are made in one process."""
+    yield
+    unit = 1 if sys.platform == "darwin" else 1024
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > LARGE:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ def test_hutchinson_is_unbiased():
     ("scheme", "schedule"),
     [
         (Trapezoid(), None),
-        (Euler(), None),
+        pytest.param(Euler(), None, marks=pytest.mark.slow),
         pytest.param(Trapezoid(), lambda t: 2.0 - (t - PATH.start), marks=pytest.mark.slow),
     ],
     ids=["Trapezoid", "Euler", "moving power"],
@@ -375,6 +375,7 @@ def test_draws_follow_the_target_and_depend_on_the_key_alone():
     assert a.shape == (5, 2, 2)
     np.testing.assert_array_equal(a, b)
     assert corrected.sample(jax.random.key(1)).shape == (2,)
+    assert corrected.sample(jax.random.key(1), (0,)).shape == (0, 2)
 
 
 def test_the_log_density_is_known_up_to_the_evidence_and_no_further():

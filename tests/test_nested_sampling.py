@@ -1,5 +1,6 @@
 """Nested sampling: the weights of its points on ideal runs, and evidences against closed forms."""
 
+import importlib
 import warnings
 
 import numpy as np
@@ -70,6 +71,29 @@ def test_a_run_that_is_too_short_says_so():
         warnings.simplefilter("ignore")
         short = pg.infer(ORACLES["normal_mean"].model, NestedSampling(particles=50, most_steps=3), draws=10, chains=2)
     assert short.attrs["ended"] == "not_converged"
+
+
+def test_interrupted_it_goes_on_where_it_was(tmp_path, monkeypatch):
+    model, counts = ORACLES["normal_mean"].model, {"draws": 20, "chains": 2, "seed": 0, "progress": False}
+    method = NestedSampling(particles=40)
+    plain = pg.infer(model, method, **counts)
+    digging = importlib.import_module("probgen.infer.nested_sampling")._Digging
+    advance, calls = digging.advance, []
+
+    def counted(self, state, first, last):
+        calls.append(first)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return advance(self, state, first, last)
+
+    monkeypatch.setattr(digging, "advance", counted)
+    with pytest.raises(KeyboardInterrupt):
+        pg.infer(model, method, store=tmp_path / "run.zarr", **counts)
+    resumed = pg.infer(model, method, store=tmp_path / "run.zarr", **counts)
+    assert calls[:4] == [0, 20, 40, 40]  # what was done was not done again
+    assert resumed.attrs["log_evidence"] == plain.attrs["log_evidence"]
+    for name, variable in plain["posterior"].data_vars.items():
+        np.testing.assert_array_equal(resumed["posterior"][name], variable)
 
 
 def partial(y):

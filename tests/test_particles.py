@@ -409,6 +409,26 @@ def test_the_local_proposal_is_optimal_in_a_linear_gaussian_model():
             assert float(log_w[0]) == pytest.approx(float(expected), rel=1e-9)
 
 
+def test_local_proposals_leave_angles_to_the_program():
+    """No Gaussian fits the two coordinates of an angle: its weights would hide a tenth of the evidence."""
+
+    def program(y):
+        def step(x, now):
+            angle = numpyro.sample("angle", dist.VonMises(0.0, 6.0))
+            x = numpyro.sample("x", dist.Normal(0.8 * x, 0.6))
+            numpyro.sample("seen", dist.VonMises(angle, 3.0), obs=now)
+            numpyro.sample("y", dist.Normal(x, 0.5), obs=now)
+            return x, None
+
+        scan(step, numpyro.sample("start", dist.Normal(0.0, 1.0)), y)
+
+    y, grid = Y[:2], np.linspace(-np.pi, np.pi, 4001)
+    angles = stats.vonmises.pdf(grid, 6.0) * stats.vonmises.pdf(y[:, None], 3.0, grid)
+    expected = scalar(y, variance=1.0) + np.log(np.trapezoid(angles, grid)).sum()
+    system = ParticleSystem(pg.Model(program, {"y": y}), {}, LocallyLinear(defensive=0.2))
+    assert_unbiased_evidence(log_evidences(jax.random.key(2), system, 200, 200), expected, detects=0.1)
+
+
 @pytest.mark.parametrize("name", PROPOSALS)
 def test_weigh_is_the_weight_of_what_was_drawn(name):
     system = ParticleSystem(PROGRAMS["chain"], {}, PROPOSALS[name])

@@ -198,6 +198,9 @@ class FilteredDensity(Density):
 class _GivenPath(Density):
     """A density whose masked states count: as particles, they are drawn from their distribution."""
 
+    def __init__(self, model: Model, path: Values) -> None:
+        super().__init__(model, path)
+
     def _run(self, u: Position, discrete: Values | None = None) -> dict[str, Any]:
         sites = super()._run(u, discrete)
         held = [name for name in self.discrete if not self.model.sites[name].auxiliary]

@@ -136,8 +136,8 @@ class LocallyLinear(Proposal):
     there as covariance. They start at the mean of the sites' distributions. In linear-Gaussian models it is the optimal
     proposal :math:`p(z_t \mid c_{t-1}, y_t)` after a single step; elsewhere it is an approximation, which the weights
     correct exactly. Its tails are Gaussian: where the likelihood is much flatter there than at the mode, weights have
-    no finite variance unless ``defensive`` is positive. Discrete sites, and the missing halves of ``obs_mask`` sites,
-    are drawn as the program does.
+    no finite variance unless ``defensive`` is positive. Discrete sites, angles, and the missing halves of ``obs_mask``
+    sites, are drawn as the program does.
 
     Reference: Doucet, Godsill and Andrieu (2000), "On sequential Monte Carlo sampling methods for Bayesian filtering",
     section II.D.
@@ -272,7 +272,8 @@ class _Local:
         step(centre, key)
         if not start:
             raise MethodError(
-                "LocallyLinear moves continuous latent sites, and the body of the scan has none. Use pg.Bootstrap()."
+                "LocallyLinear moves continuous latent sites other than angles, and the body of the scan has none. Use "
+                "pg.Bootstrap()."
             )
         self.names = tuple(start)
         self.start, self.split = ravel_pytree(start)
@@ -308,12 +309,7 @@ class _Local:
         def hold(site: Message) -> Array | None:
             if not _moves(site):
                 return None
-            chart, shape, x = chart_of(site["fn"], site["name"]), tuple(site["fn"].shape()), value(site)
-            if len(chart.coordinates(shape)) > len(shape):
-                raise MethodError(
-                    f"site {site['name']!r} is an angle, whose coordinates are not determined by its value. Use "
-                    f"defensive=0, or a pg.Guided() proposal."
-                )
+            chart, x = chart_of(site["fn"], site["name"]), value(site)
             parts[site["name"]] = chart.inverse(x)
             return x
 
@@ -347,8 +343,12 @@ class _Local:
 
 
 def _moves(site: Message) -> bool:
-    """Whether a latent site is continuous, and not the missing half of an ``obs_mask`` site."""
-    return not site["fn"].support.is_discrete and not site["name"].endswith("_unobserved")
+    """Whether a latent site is continuous, no angle, and not the missing half of an ``obs_mask`` site."""
+    fn = site["fn"]
+    if fn.support.is_discrete or site["name"].endswith("_unobserved"):
+        return False
+    # In the coordinates of an angle a plane goes round the origin, where its density has no mode: no Gaussian fits.
+    return len(chart_of(fn, site["name"]).coordinates(tuple(fn.shape()))) <= len(fn.shape())
 
 
 def _centre(name: str, fn: Any) -> Array:

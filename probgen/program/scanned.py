@@ -125,7 +125,9 @@ class _AtScan(Messenger):
         body, init, xs, length, reverse = msg["args"]
         size = length if length is not None else jnp.shape(jax.tree.leaves(xs)[0])[0]
         if self.end is None:
-            raise _Reached(Scan(body, init, xs, size, reverse, tuple(msg["kwargs"]["substitute_stack"]), self._around()))
+            raise _Reached(
+                Scan(body, init, xs, size, reverse, tuple(msg["kwargs"]["substitute_stack"]), self._around())
+            )
         carry, ys = self.end
         msg["value"] = ((size, None, carry), (PytreeTrace({}), ys))
 
@@ -305,7 +307,7 @@ class OneStep:
 
 def _weighed(site: Message, handler: Any, row: Array | int, size: int) -> None:
     """Scale or mask a site of one row as a handler around the scan does with all of them."""
-    given = handler.mask if isinstance(handler, handlers.mask) else handler.scale
+    given: Any = handler.mask if isinstance(handler, handlers.mask) else handler.scale
     if jnp.ndim(given) == len(site["fn"].batch_shape) + 1:
         given = jnp.broadcast_to(given, (size, *jnp.shape(given)[1:]))[row]
     if isinstance(handler, handlers.mask):
