@@ -14,7 +14,14 @@ IDS = [mutant.name for mutant in MUTANTS]
 def test_there_are_enough_and_all_parts_have_some():
     assert len(MUTANTS) >= 20
     assert max(Counter(IDS).values()) == 1
-    assert {mutant.file.split("/")[0] for mutant in MUTANTS} >= {"program", "kernels", "backends", "infer", "run", "feynman_kac"}
+    assert {mutant.file.split("/")[0] for mutant in MUTANTS} >= {
+        "program",
+        "kernels",
+        "backends",
+        "infer",
+        "run",
+        "feynman_kac",
+    }
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=IDS)

@@ -61,8 +61,8 @@ CASES = {
     "mclmc": Case(MCLMC(), bias=0.02),
     "adjusted_mclmc": Case(AdjustedMCLMC()),
 }
-ELSEWHERE = {"sgld", "sghmc", "sgnht", "hmcecs", "discrete_hmc_gibbs", "mixed_hmc"}
-"""Kernel methods for models of another kind (mini-batches, discrete sites), which have tests of their own."""
+ELSEWHERE = {"sgld", "sghmc", "sgnht", "hmcecs", "discrete_hmc_gibbs", "mixed_hmc", "pmmh", "particle_gibbs"}
+"""Kernel methods for models of another kind (mini-batches, discrete sites, a scan), which have tests of their own."""
 
 WARMUP = 300
 REPLICATES = 32
