@@ -28,13 +28,14 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm, for want of a widget that pages could not show
-nb_execution_excludepatterns = ["gallery/*", "adding/*", "api/*"]
+nb_execution_excludepatterns = ["gallery/*", "adding/method*", "adding/model*", "api/*"]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
+suppress_warnings = ["ref.python"]  # the engine's model and the method of programs are both called FeynmanKac
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False

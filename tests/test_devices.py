@@ -55,6 +55,21 @@ grid = np.array(jax.devices())
 found["one device"] = numbers(pg.infer(model, pg.NUTS(), **short))
 found["chains split"] = numbers(pg.infer(model, pg.NUTS(), **short, devices=4))
 found["both split"] = numbers(pg.infer(model, pg.NUTS(), **short, devices=Mesh(grid.reshape(4, 2), ("chain", "data"))))
+
+from numpyro.contrib.control_flow import scan
+
+def walk(y):
+    def step(x, now):
+        x = numpyro.sample("x", dist.Normal(0.9 * x, 1.0))
+        numpyro.sample("y", dist.Normal(x, 0.5), obs=now)
+        return x, None
+    scan(step, 0.0, y)
+
+for method, given in ((pg.ParticleFilter(particles=64), pg.Model(walk, {"y": X[:5]})), (pg.SMC(particles=64, moves=2), model)):
+    for devices in (None, 8):
+        tree = pg.infer(given, method, draws=64, chains=2, seed=0, devices=devices)
+        first = tree.posterior["x" if "x" in tree.posterior else "a"].values
+        found[f"{method.name} {devices}"] = np.append(first.ravel(), tree.attrs["log_evidence"])
 np.savez(sys.argv[1], **found)
 """
 )
@@ -117,6 +132,11 @@ def test_many_devices_draw_what_one_draws_but_for_rounding(found, split):
     np.testing.assert_allclose(found[split], found["one device"], rtol=1e-8)
 
 
+@pytest.mark.parametrize("method", ["particle_filter", "smc"])
+def test_particles_on_many_devices_are_those_of_one_but_for_rounding(found, method):
+    np.testing.assert_allclose(found[f"{method} 8"], found[f"{method} None"], rtol=1e-8)
+
+
 @pytest.mark.slow
 def test_an_ensemble_that_is_shared_out_draws_from_the_same_distribution(tmp_path):
     import arviz
@@ -169,6 +189,8 @@ def test_chains_are_shared_out_evenly_or_not_at_all(monkeypatch):
     monkeypatch.setattr("probgen.run.devices._listed", lambda devices: [jax.devices()[0]] * 3)
     with pytest.raises(pg.MethodError, match="4 chains cannot be shared out evenly over 3 devices"):
         mesh_of(3, 4)
+    with pytest.raises(pg.MethodError, match="100 particles cannot be shared out evenly over 3 devices"):
+        mesh_of(3, 100, "particles")
 
 
 def test_a_method_without_chains_takes_no_devices():

@@ -109,6 +109,10 @@ class FeynmanKac(Method):
         times = even_log_snr(denoiser.path, self.steps)
         return Twisted(denoiser, _LogLikelihood(density), times, self.twist)
 
+    def shared_out(self, chains: int) -> tuple[int, str] | None:
+        """See ``Method.shared_out``: the particles of each run."""
+        return self.particles, "particles"
+
     def run(self, key: PRNGKey, density: Density, plan: Plan) -> Run:
         """See ``Method.run``.
 

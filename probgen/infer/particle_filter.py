@@ -141,6 +141,10 @@ class ParticleFilter(Method):
             )
         return system
 
+    def shared_out(self, chains: int) -> tuple[int, str] | None:
+        """See ``Method.shared_out``: the particles of each run."""
+        return self.particles, "particles"
+
     def run(self, key: PRNGKey, density: Density, plan: Plan) -> Run:
         """See ``Method.run``."""
         system = self.system(density.model)

@@ -169,6 +169,10 @@ class SMC(Method):
             return Langevin(self.kernel.target_accept)
         return Hamiltonian(steps=self.kernel.steps, target_accept=self.kernel.target_accept)
 
+    def shared_out(self, chains: int) -> tuple[int, str] | None:
+        """See ``Method.shared_out``: the particles of each run."""
+        return self.particles, "particles"
+
     def run(self, key: PRNGKey, density: Density, plan: Plan) -> Run:
         """See ``Method.run``.
 

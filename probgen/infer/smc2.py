@@ -106,6 +106,10 @@ class SMC2(Method):
         """The Feynman-Kac model, for ``probgen.feynman_kac.smc.smc``: one pure function."""
         return SMCSquared(density, self.moves, self.ess_threshold)
 
+    def shared_out(self, chains: int) -> tuple[int, str] | None:
+        """See ``Method.shared_out``: the particles of each run."""
+        return self.particles, "particles"
+
     def run(self, key: PRNGKey, density: Density, plan: Plan) -> Run:
         """See ``Method.run``.
 
@@ -128,7 +132,6 @@ class SMC2(Method):
         seconds = {**runs.seconds, "compile": runs.seconds["compile"] + compiling}
         run = Run(values, {"lp": lp}, u, seconds=seconds)
         run.attrs = {**runs.attributes(), "log_evidence_by": "SMC squared", "warmup": 0, "thin": 1}
-        run.attrs["particles"] = self.particles
         run.groups["particles"] = runs.group()
         rates = np.concatenate([result.steps.numbers["acceptance_rate"] for result in runs.results])
         rates = rates[np.isfinite(rates)]
