@@ -1,6 +1,6 @@
 """How well tempered diffusion models are sampled: unweighted, by the published corrector, and by ours.
 
-    python benchmarks/correctors.py [--quick]
+    python benchmarks/correctors.py [--quick] [--seeds 8] [--only NAME ...]
 
 Exact scores, so that every error is the sampler's. The published corrector (Skreta et al. 2025: score transport, Euler's
 rule, even times) is our implementation of it with resampling at half the particles and unclipped weights, which is
@@ -130,6 +130,7 @@ def measured(case, name, correction, seeds, particles):
         "sampler": name,
         "steps": correction.steps,
         "particles": particles,
+        "seeds": seeds,
         "log_evidence_error": float(np.mean(errors)) if weighted else None,
         "log_evidence_sd": float(np.std(errors, ddof=1)) if weighted else None,
         "distance": float(np.mean(distances)),
@@ -140,10 +141,14 @@ def measured(case, name, correction, seeds, particles):
     }
 
 
-def main(quick=False):
-    seeds, particles = (2, 256) if quick else (8, 2048)
-    rows = []
+def main(quick, seeds, only):
+    seeds, particles = (2, 256) if quick else (seeds, 2048)
+    out = ROOT / "benchmarks" / "results" / "correctors.json"
+    kept = json.loads(out.read_text()) if out.exists() else []
     for case in cases(quick):
+        if only and not any(name in case.name for name in only):
+            continue
+        rows = []
         print(f"{case.name}: log evidence {case.log_z:.4f}")
         for name, correction in samplers(case):
             row = measured(case, name, correction, seeds, particles)
@@ -156,12 +161,15 @@ def main(quick=False):
                 f"/{row['modes']}  {row['seconds']:.2f} s",
                 flush=True,
             )
-    if not quick:
-        out = ROOT / "benchmarks" / "results" / "correctors.json"
-        out.write_text(json.dumps(rows, indent=1) + "\n")
+        if not quick:
+            kept = [row for row in kept if row["case"] != case.name] + rows
+            out.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small numbers, to see that it runs")
-    main(parser.parse_args().quick)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small numbers, to see that it runs; writes nothing")
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--only", nargs="*", help="parts of the names of targets")
+    options = parser.parse_args()
+    main(options.quick, options.seeds, options.only)
