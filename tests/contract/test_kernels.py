@@ -342,8 +342,8 @@ def scaled(y):
     [
         (half_normal, "'scale' is HalfNormal"),
         (hierarchical, "'effect' has parameters that depend on other latent sites"),
-        (masked, "'effect' is masked"),
-        (scaled, "'effect' has a scaled log probability"),
+        (masked, "'effect' is changed by handlers.scale or a mask"),
+        (scaled, "'effect' is changed by handlers.scale or a mask"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
