@@ -228,6 +228,10 @@ def _to_host(tree: Any) -> Any:
 class _Programs:
     """The compiled programs that all runs share."""
 
+    start: Executable
+    go: Executable
+    end: Executable
+
     def __init__(self, key: PRNGKey, fk: FeynmanKac, settings: Settings, size: int) -> None:
         self.key, self.fk, self.settings, self.size = key, fk, settings, size
         number, step = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), np.int32)
@@ -248,10 +252,6 @@ class _Programs:
     def records(self, count: int) -> Any:
         """Records of ``count`` steps, as shapes."""
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), self.go.shape[1])
-
-    go: Executable
-    start: Executable
-    end: Executable
 
 
 def particle_runs(

@@ -32,7 +32,7 @@ from probgen.program.chart import chart_of
 from probgen.program.handlers import InitialKeys
 from probgen.program.model import Model
 from probgen.program.observations import mask_of, site_log_prob
-from probgen.program.sites import Kind, Site
+from probgen.program.sites import Kind
 
 __all__ = ["Block", "Density", "site_log_prob"]
 
@@ -179,7 +179,7 @@ class Density(eqx.Module):
             discrete: Values of discrete latent sites, from ``recover`` or from a method that samples them.
         """
         sites = self._run(u, discrete)
-        keep = {site.name for site in self.model.sites if _reported(site)}
+        keep = {site.name for site in self.model.sites if site.reported}
         return {name: site["value"] for name, site in sites.items() if name in keep}
 
     def observed(self, u: Position) -> Values:
@@ -290,7 +290,3 @@ class Density(eqx.Module):
         batch = jnp.shape(site["value"])[: jnp.ndim(site["value"]) - site["fn"].event_dim]
         spare = jax.scipy.stats.norm.logpdf(u).reshape(*batch, -1).sum(-1)
         return (jnp.where(mask_of(site["fn"]), log_prob + log_det, spare),)
-
-
-def _reported(site: Site) -> bool:
-    return site.kind in (Kind.continuous, Kind.discrete, Kind.deterministic) and not site.auxiliary

@@ -40,7 +40,6 @@ from probgen.program.model import Model
 from probgen.program.observations import site_log_prob
 from probgen.program.proposals import Bootstrap, Proposal
 from probgen.program.scanned import OneStep, Scan, Step, after_scan, before_scan, draw_keys, log_potential, observed
-from probgen.program.sites import Kind, Site
 
 __all__ = ["Outside", "Particle", "ParticleSystem", "sites_outside"]
 
@@ -261,7 +260,7 @@ class ParticleSystem(FeynmanKac):
         program = handlers.seed(handlers.substitute(InitialKeys(self.model.bind()), data=held), key)
         with handlers.block():
             trace = handlers.trace(program).get_trace()
-        return {site.name: trace[site.name]["value"] for site in self.model.sites if _reported(site)}
+        return {site.name: trace[site.name]["value"] for site in self.model.sites if site.reported}
 
     def breakdown(self, key: PRNGKey, t: int, x: Particle) -> dict[str, Scalar]:
         """Log probability per observed site and factor of a move to step ``t``, for messages that name the guilty one.
@@ -339,10 +338,6 @@ def _value(model: Model, name: str, value: Any) -> Array:
             f"parameter {name!r} has shape {array.shape}, but the site has shape {site.shape}. Give it that shape."
         )
     return jnp.broadcast_to(array, site.shape)
-
-
-def _reported(site: Site) -> bool:
-    return site.kind in (Kind.continuous, Kind.discrete, Kind.deterministic) and not site.auxiliary
 
 
 def _zeros(shapes: Iterable[tuple[str, jax.ShapeDtypeStruct]]) -> Values:

@@ -36,7 +36,6 @@ from probgen.program.linear_step import Sizes, step_maps
 from probgen.program.model import Model
 from probgen.program.observations import site_log_prob
 from probgen.program.scanned import OneStep, before_scan, draw_keys, log_potential, observed
-from probgen.program.sites import Kind, Site
 from probgen.program.steps import Layout, leaves_of
 
 __all__ = ["MarginalParticle", "RaoBlackwellised", "RaoBlackwellisedSystem"]
@@ -235,7 +234,7 @@ class RaoBlackwellisedSystem(FeynmanKac):
         with handlers.block():
             program = handlers.seed(handlers.substitute(InitialKeys(self.model.bind()), data=held), key_rest)
             trace = handlers.trace(program).get_trace()
-        return {site.name: trace[site.name]["value"] for site in self.model.sites if _reported(site)}
+        return {site.name: trace[site.name]["value"] for site in self.model.sites if site.reported}
 
     def breakdown(self, key: PRNGKey, t: int, x: MarginalParticle) -> dict[str, Scalar]:
         """Log probability per observed site and factor of a move to step ``t``, the linear sites of the step at zero.
@@ -269,7 +268,3 @@ class RaoBlackwellisedSystem(FeynmanKac):
 
 def _flat_values(model: Model, layout: Layout, flat: Array) -> Values:
     return Sizes(model, layout).values(layout.latent, flat[None])
-
-
-def _reported(site: Site) -> bool:
-    return site.kind in (Kind.continuous, Kind.discrete, Kind.deterministic) and not site.auxiliary

@@ -102,6 +102,11 @@ class Site:
         """Whether inference must find its value."""
         return self.kind in (Kind.continuous, Kind.discrete)
 
+    @property
+    def reported(self) -> bool:
+        """Whether results show its value."""
+        return (self.latent or self.kind is Kind.deterministic) and not self.auxiliary
+
 
 def discover(
     program: Callable[..., Any], bound: Callable[[Leaves], Callable[[], Any]], leaves: Leaves
