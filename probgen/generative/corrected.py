@@ -20,9 +20,10 @@ from probgen.base.typing import PRNGKey, Scalar
 from probgen.feynman_kac.correctors import Corrector, Scheme, Transport, Trapezoid, VelocityTransport
 from probgen.feynman_kac.resampling import Resampling, Systematic
 from probgen.feynman_kac.smc import Settings, smc
-from probgen.generative.denoised_distribution import DenoisedDistribution, PointDistribution
+from probgen.generative.denoised_distribution import DenoisedDistribution
 from probgen.generative.denoiser import Denoiser, check_same
 from probgen.generative.path import Path, even_log_snr
+from probgen.generative.point_distribution import PointDistribution
 
 __all__ = ["Corrected", "Correction", "Guided", "Particles", "Product", "Tempered", "Tilted"]
 

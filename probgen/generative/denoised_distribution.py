@@ -2,52 +2,17 @@ r"""The law of a denoiser as a NumPyro distribution."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 from jax import Array
-from numpyro.distributions import Distribution, constraints
 
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.denoiser import Denoiser
 from probgen.generative.path import even_log_snr
+from probgen.generative.point_distribution import PointDistribution
 from probgen.generative.sampler import Sampler, UniPC, flow_log_density, sample_path
 
-__all__ = ["DenoisedDistribution", "PointDistribution"]
-
-
-class PointDistribution(Distribution):
-    """A distribution over one array of reals, written for one point: subclasses give ``draw`` and ``log_density``."""
-
-    @property
-    def support(self) -> constraints.Constraint:
-        return constraints.independent(constraints.real, self.event_dim)
-
-    def draw(self, key: PRNGKey) -> Array:
-        """One draw."""
-        raise NotImplementedError
-
-    def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Draws, shape ``(*sample_shape, *event_shape)``."""
-        if not sample_shape:
-            return self.draw(key)
-        draws = jax.vmap(self.draw)(jax.random.split(key, math.prod(sample_shape)))
-        return draws.reshape(*sample_shape, *self.event_shape)
-
-    def density(self, x: Array) -> Scalar:
-        """Normalised log density at one point."""
-        raise NotImplementedError
-
-    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Log density, shape that of ``value`` without the event."""
-        value = jnp.asarray(value)
-        batch = value.shape[: value.ndim - self.event_dim]
-        if not batch:
-            return self.density(value)
-        return jax.vmap(self.density)(value.reshape(-1, *self.event_shape)).reshape(batch)
+__all__ = ["DenoisedDistribution"]
 
 
 class DenoisedDistribution(PointDistribution):

@@ -29,9 +29,10 @@ from jax import Array
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.feynman_kac.correctors import DensityEstimate, Ito, KernelRatio
-from probgen.generative.denoised_distribution import DenoisedDistribution, PointDistribution
+from probgen.generative.denoised_distribution import DenoisedDistribution
 from probgen.generative.denoiser import Denoiser, check_same
 from probgen.generative.path import Path, even_log_snr
+from probgen.generative.point_distribution import PointDistribution
 from probgen.generative.sampler import flow_log_density
 
 __all__ = ["Both", "Either", "Superposed"]

@@ -1,0 +1,189 @@
+"""Learned distributions on disk: a folder with a description in JSON and the arrays in a checked record.
+
+The description names classes, and a class is only made if it is a family, or part of one, that has been imported: a
+folder from elsewhere is data. Nothing in it is executed, and an array is taken only if it has the shape and type that
+the family's own network has there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from probgen.base.errors import MethodError, ProbgenError, StoreError
+from probgen.generative.family import Family, Spec
+from probgen.generative.learned import Learned
+from probgen.generative.path import Path as NoisePath
+from probgen.generative.sampler import Sampler
+from probgen.run.output import unwritable, write_whole
+from probgen.run.record import pack, read_record, unpack, write_record
+
+__all__ = ["load", "save"]
+
+VERSION = 1
+_JSON, _ARRAYS = "model.json", "arrays"
+_LARGEST = 2**20
+PARTS: list[type] = [Family, NoisePath, Sampler, Spec]
+"""Classes whose subclasses a description may name."""
+
+
+def save(model: Learned, folder: str | os.PathLike[str]) -> None:
+    """Write a learned distribution.
+
+    Args:
+        model: From ``fit``; a condition that it was ``given`` is not kept.
+        folder: A new folder, or one that holds a learned distribution, which is replaced.
+
+    Raises:
+        StoreError: If the folder cannot be written or holds something else.
+        MethodError: If the family has settings that a file cannot hold, such as functions.
+    """
+    if not isinstance(model, Learned):
+        raise MethodError(f"save got a {type(model).__name__}, expected what fit(...) returns.")
+    folder = Path(folder)
+    if folder.exists() and not (folder / _JSON).is_file():
+        raise StoreError(f"{folder} exists and holds no learned distribution. Choose another folder.")
+    arrays: list[np.ndarray] = []
+    described = {
+        "version": VERSION,
+        "family": _described(model.family, arrays, type(model.family).__name__),
+        "spec": _described(model.spec, arrays, "spec"),
+        "settings": len(arrays),
+    }
+    arrays += pack(model.net)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            write_whole(fresh / _JSON, [json.dumps(described, indent=1).encode() + b"\n"])
+            write_record(fresh / _ARRAYS, {}, arrays)
+            if folder.exists():
+                shutil.rmtree(folder)
+            fresh.rename(folder)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def load(folder: str | os.PathLike[str]) -> Learned:
+    """Read a learned distribution.
+
+    Raises:
+        StoreError: If the folder holds none, is damaged, or was written by a newer probgen.
+    """
+    folder = Path(folder)
+    file = folder / _JSON
+    try:
+        if file.stat().st_size > _LARGEST:
+            raise _damaged(file)
+        described = json.loads(file.read_text())
+    except OSError as error:
+        raise StoreError(
+            f"{folder} holds no learned distribution ({error.strerror}). Give the folder of save()."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file) from error
+    if not isinstance(described, dict) or not isinstance(described.get("version"), int):
+        raise _damaged(file)
+    if described["version"] > VERSION:
+        raise StoreError(
+            f"{folder} has version {described['version']}, and this probgen reads up to {VERSION}. Use a newer probgen."
+        )
+    arrays = read_record(folder / _ARRAYS).arrays
+    try:
+        family, spec = _made(described["family"], arrays), _made(described["spec"], arrays)
+        count = described["settings"]
+        if not (isinstance(family, Family) and isinstance(spec, Spec) and isinstance(count, int)):
+            raise _damaged(file)
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError, ProbgenError) as error:
+        raise _damaged(file) from error
+    template = eqx.filter_eval_shape(family.build, jax.random.key(0), spec)
+    return family.distribution(unpack(template, arrays[count:], folder / _ARRAYS), spec)
+
+
+def _damaged(file: Path) -> StoreError:
+    return StoreError(f"{file} does not hold what save() writes. Restore it, or save the model anew.")
+
+
+def _described(value: Any, arrays: list[np.ndarray], where: str) -> Any:
+    """A setting as JSON; arrays go to ``arrays``."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"number": repr(value)}
+    if isinstance(value, tuple | list):
+        return [_described(v, arrays, f"{where}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, Array | np.ndarray):
+        arrays.append(np.asarray(value))
+        return {"array": len(arrays) - 1}
+    if isinstance(value, Learned):
+        inner = {"family": _described(value.family, arrays, where), "spec": _described(value.spec, arrays, where)}
+        first = len(arrays)
+        arrays += pack(value.net)
+        return {"learned": inner, "first": first, "count": len(arrays) - first}
+    if isinstance(value, tuple(PARTS)) and dataclasses.is_dataclass(value):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {
+            "class": type(value).__name__,
+            "fields": {name: _described(v, arrays, f"{where}.{name}") for name, v in fields.items()},
+        }
+    raise MethodError(
+        f"{where} is {value!r}, which a file of data cannot hold. Use numbers, arrays, and the objects of probgen."
+    )
+
+
+def _made(value: Any, arrays: list[np.ndarray]) -> Any:
+    """What ``_described`` described."""
+    if isinstance(value, list):
+        return tuple(_made(v, arrays) for v in value)
+    if not isinstance(value, dict):
+        return value
+    if "number" in value:
+        return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[value["number"]]
+    if "array" in value:
+        return jnp.asarray(arrays[value["array"]])
+    if "learned" in value:
+        family, spec = _made(value["learned"]["family"], arrays), _made(value["learned"]["spec"], arrays)
+        template = eqx.filter_eval_shape(family.build, jax.random.key(0), spec)
+        own = arrays[value["first"] : value["first"] + value["count"]]
+        return family.distribution(unpack(template, own, Path(_ARRAYS)), spec)
+    cls = _classes()[value["class"]]
+    made = object.__new__(cls)
+    fields = {name: _made(v, arrays) for name, v in value["fields"].items()}
+    if set(fields) != {f.name for f in dataclasses.fields(cls)}:
+        raise ValueError
+    return _checked(made, fields)
+
+
+def _checked(made: Any, fields: dict[str, Any]) -> Any:
+    """Fill in the fields, and let the class judge them."""
+    for name, value in fields.items():
+        object.__setattr__(made, name, value)
+    for cls in type(made).__mro__:
+        if "__check_init__" in vars(cls):
+            cls.__check_init__(made)
+    return made
+
+
+def _classes() -> dict[str, type]:
+    found: dict[str, type] = {}
+    todo = list(PARTS)
+    while todo:
+        cls = todo.pop()
+        found[cls.__name__] = cls
+        todo += cls.__subclasses__()
+    return found
