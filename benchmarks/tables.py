@@ -137,6 +137,18 @@ def smc():
         )
 
 
+def correctors():
+    yield "| target | sampler | steps | log evidence, error ± sd | distance of mode masses | modes hit |"
+    yield "| --- | --- | --: | --: | --: | --: |"
+    for row in read("correctors"):
+        error = row["log_evidence_error"]
+        evidence = "" if error is None else f"{error:+.3f} ± {row['log_evidence_sd']:.3f}"
+        yield (
+            f"| {row['case']} | {row['sampler']} | {row['steps']} | {evidence} | {row['distance']:.3f} | "
+            f"{row['modes_hit']:.1f} of {row['modes']} |"
+        )
+
+
 TABLES = {
     "refit": refit,
     "nuts-overhead": nuts_overhead,
@@ -146,6 +158,7 @@ TABLES = {
     "store": store,
     "particle-filter": particle_filter,
     "smc": smc,
+    "correctors": correctors,
 }
 
 
