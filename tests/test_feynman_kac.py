@@ -15,6 +15,7 @@ from probgen.feynman_kac.protocol import FeynmanKac
 from probgen.feynman_kac.resampling import SSP, Killing, Multinomial, Residual, Stratified, Systematic
 from probgen.feynman_kac.smc import History, Settings, advance, begin, smc
 from probgen.feynman_kac.smoothing import backward_mcmc, backward_sample, fixed_lag, genealogy, two_filter
+from probgen.feynman_kac.variance import Lineage
 from probgen.infer.method import Plan
 from probgen.infer.particle_runs import particle_runs
 from probgen.run.store import Store
@@ -172,6 +173,22 @@ def test_variance_vanishes_where_there_is_none():
     flat = replicates(Flat(), Settings(100, Systematic(), 1.0), 1)
     np.testing.assert_allclose(flat.log_z_variance, 0.0, atol=1e-12)
     np.testing.assert_allclose(flat.log_z, 0.0, atol=1e-12)
+
+
+def test_resampling_without_weights_adds_no_variance():
+    """Families of equal particles drift apart; on average that is what the scale takes out, exactly."""
+    count, scheme = 50, Multinomial()
+
+    def told(key):
+        def step(lineage, key):
+            ancestors = scheme(key, jnp.zeros(count), count)
+            return lineage.resampled(ancestors, scheme.count_variance(jnp.zeros(count), count), 1), None
+
+        lineage, _ = jax.lax.scan(step, Lineage.begin(count, jnp.zeros(()).dtype), jax.random.split(key, 10))
+        return lineage.variance(jnp.zeros(count))
+
+    variances = jax.vmap(told)(jax.random.split(jax.random.key(3), 2000))
+    assert_mean(np.exp(-np.asarray(variances)), 1.0, detects=0.02)
 
 
 class Flat(FeynmanKac):

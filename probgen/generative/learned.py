@@ -8,6 +8,7 @@ exact or up to the tolerance of an integration; a bound is called a bound.
 
 from __future__ import annotations
 
+import copy
 import enum
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,6 +44,7 @@ _USES = {
     "score": "score(x, t), for Feynman-Kac particles and guidance",
     "velocity": "velocity(x, t), for probability flows",
     "conditional": "conditional(x, mask), the rest given a part",
+    "marginal": "marginal(x, mask), the log probability of a part",
     "sample": "sample(key), for simulation and prediction",
 }
 
@@ -51,27 +53,30 @@ class Learned(PointDistribution):
     """A distribution that was learned from data: a NumPyro distribution with declared abilities.
 
     Subclasses give, for one point and one condition: ``draw``, and of ``density``, ``bound_at``, ``push``,
-    ``score_at``, ``velocity_at``, ``complete`` those which ``offers`` names.
+    ``score_at``, ``velocity_at``, ``complete``, ``marginal_at`` those which ``offers`` names.
 
     Attributes:
         family: What was fitted; with it and the arrays of ``net`` the distribution can be made again.
         spec: Shapes of the data.
         net: The fitted network.
         condition: Conditions, shape ``(*batch_shape, *spec.condition)``; ``None`` before ``given``.
+        noise_space: Whether samplers of a program in which it is a prior move in its noise rather than in its values;
+            so they do where there is a ``noise_map``, unless ``in_data_space`` says otherwise.
         history: Losses by step of training, if it was trained here.
     """
 
-    pytree_data_fields = ("net", "condition")
-    pytree_aux_fields = ("family", "spec")
+    pytree_data_fields = ("family", "net", "condition")
+    pytree_aux_fields = ("spec", "noise_space")
 
     offers: ClassVar[Mapping[str, Exactness]]
     """How exact each thing is that it has; keys are those of ``sample``, ``log_prob``, ``bound``, ``noise_map``,
-    ``score``, ``velocity``, ``conditional``."""
+    ``score``, ``velocity``, ``conditional``, ``marginal``."""
 
     history: dict[str, np.ndarray] | None = None
 
     def __init__(self, family: Family, spec: Spec, net: Any, condition: Array | None = None) -> None:
         self.family, self.spec, self.net, self.condition = family, spec, net, condition
+        self.noise_space = "noise_map" in self.offers
         batch = ()
         if condition is not None:
             batch = condition.shape[: condition.ndim - len(spec.condition or ())]
@@ -101,7 +106,7 @@ class Learned(PointDistribution):
                 f"condition in training, after any batch. Reshape it."
             )
         here = type(self)(self.family, self.spec, self.net, condition)
-        here.history = self.history
+        here.history, here.noise_space = self.history, self.noise_space
         return here
 
     def _ready(self, ability: str) -> None:
@@ -117,6 +122,18 @@ class Learned(PointDistribution):
     @property
     def _kind(self) -> str:
         return type(self.family).__name__
+
+    def in_data_space(self) -> Learned:
+        """The same distribution; samplers of a program in which it is a prior move in its values, by its density.
+
+        Raises:
+            MethodError: If it has no density.
+        """
+        if "log_prob" not in self.offers:
+            raise MethodError(f"a {self._kind} has no log density, so samplers cannot move in its values. Leave it as it is.")
+        here = copy.copy(self)
+        here.noise_space = False
+        return here
 
     # -- abilities ---------------------------------------------------------------------------------------------------
 
@@ -169,6 +186,13 @@ class Learned(PointDistribution):
         parts = (jnp.asarray(value), self.event_dim), (jnp.asarray(mask, bool), self.event_dim)
         return self.pointwise(lambda here, x, m: here.complete(x, m), *parts)
 
+    def marginal(self, value: Array, mask: Array) -> Array:
+        """Log probability (or density) of the entries where ``mask`` is true, the others summed out; shape that of
+        ``value`` without the event."""
+        self._ready("marginal")
+        parts = (jnp.asarray(value), self.event_dim), (jnp.asarray(mask, bool), self.event_dim)
+        return self.pointwise(lambda here, x, m: here.marginal_at(x, m), *parts)
+
     # -- for one point and one condition -------------------------------------------------------------------------------
 
     def bound_at(self, key: PRNGKey, x: Array) -> Scalar:
@@ -189,4 +213,8 @@ class Learned(PointDistribution):
 
     def complete(self, x: Array, mask: Array) -> Any:
         """See ``conditional``."""
+        raise NotImplementedError
+
+    def marginal_at(self, x: Array, mask: Array) -> Scalar:
+        """See ``marginal``."""
         raise NotImplementedError

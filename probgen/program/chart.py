@@ -8,6 +8,10 @@ of the program would be silently wrong.
 Angles are the one support that no bijection from R covers without a cut: a chain would stick to the cut. They get two
 coordinates, :math:`x = \operatorname{atan2}(u_2, u_1)`, whose radius follows a standard normal pair independent of the
 angle; the auxiliary density integrates to one, so evidence is unchanged.
+
+A learned distribution may come with the map that makes its draws of standard normal noise (``noise_space``,
+``noise_shape``, ``noise_map`` of the distribution). Then the noise itself is the coordinate, :math:`x = T(z)`, and the
+log prior is that of the noise: neither the density of the distribution nor a Jacobian is needed.
 """
 
 from __future__ import annotations
@@ -21,8 +25,9 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.transforms import biject_to
 
 from probgen.base.errors import ModelError
+from probgen.program.handlers import base_of
 
-__all__ = ["Chart", "chart_of"]
+__all__ = ["Chart", "NoiseChart", "chart_of", "in_noise_space"]
 
 
 def _base(support: constraints.Constraint) -> constraints.Constraint:
@@ -72,10 +77,58 @@ class Chart:
         return jnp.sum(per_value, axis=tuple(range(-extra, 0))) if extra > 0 else per_value
 
 
-def chart_of(fn: Distribution, name: str) -> Chart:
+class NoiseChart:
+    """The map from standard normal noise to draws of a learned distribution."""
+
+    def __init__(self, fn: Distribution, name: str) -> None:
+        self._base, self._name, self._event_dim = base_of(fn), name, fn.event_dim
+
+    def coordinates(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the noise for a value of the given shape."""
+        return (*shape[: len(shape) - self._base.event_dim], *self._base.noise_shape)
+
+    def forward(self, u: Array) -> Array:
+        """Map noise to values."""
+        return self._base.noise_map(u)
+
+    def inverse(self, x: Array) -> Array:
+        """The noise of a value.
+
+        Raises:
+            ModelError: If the distribution has no inverse of its map.
+        """
+        inverse = getattr(self._base, "noise_of", None)
+        if inverse is None:
+            raise ModelError(
+                f"site {self._name!r} is sampled in the noise space of a {type(self._base).__name__}, whose noise cannot "
+                f"be found from a value. Start elsewhere, or use another method."
+            )
+        return inverse(x)
+
+    def log_prior(self, u: Array) -> Array:
+        """Log density of the noise, one number per independent draw of the distribution."""
+        extra = len(self._base.noise_shape) + self._event_dim - self._base.event_dim
+        return jnp.sum(jax.scipy.stats.norm.logpdf(u), axis=tuple(range(-extra, 0)))
+
+    def log_det(self, u: Array, x: Array) -> Array:
+        """Log absolute Jacobian determinant, from the density of the distribution."""
+        return self.log_prior(u) - self._base.to_event(self._event_dim - self._base.event_dim).log_prob(x)
+
+
+def in_noise_space(fn: Distribution) -> bool:
+    """Whether a distribution asks for its noise to be the coordinate."""
+    return bool(getattr(base_of(fn), "noise_space", False))
+
+
+def chart_of(fn: Distribution, name: str, *, noise: bool = False) -> Chart | NoiseChart:
     """Chart of the site called ``name``, whose distribution in this execution is ``fn``.
+
+    Args:
+        fn: The distribution.
+        name: Its site.
+        noise: Whether noise is the coordinate of distributions that ask for it.
 
     Raises:
         ModelError: If no bijection to its support is known.
     """
-    return Chart(fn, name)
+    return NoiseChart(fn, name) if noise and in_noise_space(fn) else Chart(fn, name)

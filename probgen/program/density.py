@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import equinox as eqx
@@ -28,7 +29,7 @@ from numpyro import handlers
 
 from probgen.base.errors import MethodError, ModelError
 from probgen.base.typing import Position, PRNGKey, Scalar, Values
-from probgen.program.chart import chart_of
+from probgen.program.chart import Chart, NoiseChart, chart_of
 from probgen.program.handlers import InitialKeys
 from probgen.program.model import Model
 from probgen.program.observations import mask_of, site_log_prob
@@ -60,6 +61,7 @@ class Density(eqx.Module):
         discrete: Values at which discrete latent sites are held, by name: the density is then that of the continuous
             sites and these values together. Continuous sites may be held too, at values in constrained space: they
             then have no coordinates, and no Jacobian.
+        noise: Whether learned distributions that ask for it have their noise as coordinates, rather than their values.
 
     Raises:
         MethodError: If the program draws random keys of its own (``numpyro.prng_key``): its density would be random.
@@ -70,8 +72,10 @@ class Density(eqx.Module):
     """Values at which sites are held."""
     blocks: tuple[Block, ...] = eqx.field(static=True)
     """Layout of the coordinates."""
+    noise: bool = eqx.field(static=True)
+    """Whether noise is a coordinate where a learned distribution asks for it."""
 
-    def __init__(self, model: Model, discrete: Values | None = None) -> None:
+    def __init__(self, model: Model, discrete: Values | None = None, *, noise: bool = True) -> None:
         if model.own_keys:
             raise MethodError(
                 "the program calls numpyro.prng_key(), so its density would be random. Write what it draws as "
@@ -79,11 +83,18 @@ class Density(eqx.Module):
             )
         self.model = model.unlabelled()
         self.discrete = dict(discrete or {})
+        self.noise = noise
         blocks, start = [], 0
         for site in model.of_kind(Kind.continuous):
             if site.name in self.discrete:
                 continue
-            blocks.append(Block(site.name, start, site.coordinates or ()))
+            shape = site.noise if noise and site.noise is not None else site.coordinates
+            if noise and site.noise is not None and site.weighed:
+                raise MethodError(
+                    f"the prior of site {site.name!r} is changed by handlers.scale or a mask, which its noise does not "
+                    f"follow. Put the site outside of the handler, or give its distribution as .in_data_space()."
+                )
+            blocks.append(Block(site.name, start, shape or ()))
             start += blocks[-1].size
         self.blocks = tuple(blocks)
 
@@ -215,8 +226,15 @@ class Density(eqx.Module):
             raise MethodError(
                 f"site {improper[0]!r} has an improper prior, which cannot be drawn from. Give it a proper prior."
             )
-        sites = handlers.trace(handlers.seed(self.model.bind(), key)).get_trace()
-        return self._flat(sites)
+        noisy = [b for b in self.blocks if self.noise and self.model.sites[b.name].noise is not None]
+        if not noisy:
+            return self._flat(handlers.trace(handlers.seed(self.model.bind(), key)).get_trace())
+        key_noise, key_program = jax.random.split(key)
+        # Noise is drawn itself: it need not be known from the values that it becomes.
+        keys = jax.random.split(key_noise, len(noisy))
+        noise = {b.name: jax.random.normal(k, b.shape) for k, b in zip(keys, noisy, strict=True)}
+        program = handlers.substitute(self.bound(), substitute_fn=self._values_at(noise))
+        return self._flat(handlers.trace(handlers.seed(program, key_program)).get_trace(), noise)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -233,9 +251,17 @@ class Density(eqx.Module):
         u = jnp.asarray(u)
         return {b.name: u[b.start : b.start + b.size].reshape(b.shape) for b in self.blocks}
 
-    def _flat(self, sites: dict[str, Any]) -> Position:
-        parts = [chart_of(sites[b.name]["fn"], b.name).inverse(sites[b.name]["value"]).reshape(-1) for b in self.blocks]
+    def _flat(self, sites: dict[str, Any], noise: Mapping[str, Array] = MappingProxyType({})) -> Position:
+        """Coordinates of a trace; those of noise may be known."""
+        parts = []
+        for block in self.blocks:
+            site = sites[block.name]
+            known = noise.get(block.name)
+            parts.append((self._chart(site).inverse(site["value"]) if known is None else known).reshape(-1))
         return jnp.concatenate(parts).astype(float) if parts else jnp.zeros((0,))
+
+    def _chart(self, site: dict[str, Any]) -> Chart | NoiseChart:
+        return chart_of(site["fn"], site["name"], noise=self.noise)
 
     def bound(self) -> Callable[[], Any]:
         """The program with its data, ready to be given values of its latent sites."""
@@ -244,6 +270,13 @@ class Density(eqx.Module):
     def substituted(self, u: Position, discrete: Values | None = None) -> Callable[[], Any]:
         """The program with its latent sites at the values of ``u`` and of ``discrete``."""
         blocks, held = self.split(u), {**self.discrete, **(discrete or {})}
+
+        return handlers.substitute(self.bound(), substitute_fn=self._values_at(blocks, held))
+
+    def _values_at(
+        self, blocks: Mapping[str, Array], held: Mapping[str, Array] = MappingProxyType({})
+    ) -> Callable[[dict[str, Any]], Array | None]:
+        """For ``handlers.substitute``: the value of each site with coordinates, or held at a value."""
 
         def value(site: dict[str, Any]) -> Array | None:
             if site["type"] != "sample" or site["is_observed"]:
@@ -257,12 +290,12 @@ class Density(eqx.Module):
                 here = here[step]
             if name in held:
                 return here
-            x = chart_of(site["fn"], name).forward(here)
+            x = self._chart(site).forward(here)
             # Where discrete sites are enumerated, a distribution inside scan may have more axes to the left.
             more = 0 if step is None else len(site["fn"].shape()) - jnp.ndim(x)
             return x.reshape((1,) * more + x.shape) if more > 0 else x
 
-        return handlers.substitute(self.bound(), substitute_fn=value)
+        return value
 
     def _run(self, u: Position, discrete: Values | None = None) -> dict[str, Any]:
         return handlers.trace(self.substituted(u, discrete)).get_trace()
@@ -282,8 +315,11 @@ class Density(eqx.Module):
 
     def latent_terms(self, site: dict[str, Any], name: str, u: Array) -> tuple[Array, ...]:
         """Log probability and log Jacobian of a traced continuous site whose coordinates are ``u``."""
+        chart = self._chart(site)
+        if isinstance(chart, NoiseChart):
+            return (chart.log_prior(u),)
         log_prob = site_log_prob(site)
-        log_det = chart_of(site["fn"], name).log_det(u, site["value"])
+        log_det = chart.log_det(u, site["value"])
         if not self.model.sites[name].auxiliary:
             return log_prob, log_det
         # Entries that were observed take no part in the model; a standard normal keeps their coordinates proper.

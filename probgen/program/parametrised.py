@@ -73,13 +73,15 @@ class ParametrisedDensity(Density):
     model: Model
     discrete: Values
     blocks: tuple[Block, ...] = eqx.field(static=True)
+    noise: bool = eqx.field(static=True)
     density: Density
     """The density, whose ``param`` sites are at their first values."""
     free: Values
     """Values of the ``param`` sites, without constraints."""
 
     def __init__(self, density: Density, free: Values) -> None:
-        self.model, self.discrete, self.blocks = density.model, density.discrete, density.blocks
+        self.model, self.discrete = density.model, density.discrete
+        self.blocks, self.noise = density.blocks, density.noise
         self.density, self.free = density, free
 
     def at(self, free: Values) -> ParametrisedDensity:

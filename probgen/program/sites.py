@@ -21,7 +21,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import is_identically_one
 
 from probgen.base.errors import DataError, ModelError
-from probgen.program.chart import chart_of
+from probgen.program.chart import chart_of, in_noise_space
 from probgen.program.handlers import Watch, base_of
 from probgen.program.observations import Leaves, Origin, Suspect, described, outside, raise_if_wrong, site_log_prob
 from probgen.program.tracing import check_repeatable, explained, makes_generators, pure
@@ -69,6 +69,7 @@ class Site:
         support: Support of the distribution, in words.
         shape: Shape of the value in constrained space.
         coordinates: Shape in unconstrained coordinates; ``None`` where there are none.
+        noise: Shape of the noise of a learned distribution that is sampled in noise space; ``None`` for others.
         dtype: Name of the dtype.
         dims: Name of each axis of the value.
         plates: The plates around the site, outermost last.
@@ -96,6 +97,7 @@ class Site:
     auxiliary: bool = False
     source: Origin | None = None
     weighed: bool = False
+    noise: tuple[int, ...] | None = None
 
     @property
     def latent(self) -> bool:
@@ -172,7 +174,7 @@ def start_value(site: dict[str, Any]) -> Array | None:
     """A value inside the support for each continuous latent site; improper priors cannot be sampled."""
     if site["type"] != "sample" or site["is_observed"] or site["fn"].support.is_discrete:
         return None
-    chart = chart_of(site["fn"], site["name"])
+    chart = chart_of(site["fn"], site["name"], noise=True)
     return chart.forward(jnp.zeros(chart.coordinates(tuple(site["fn"].shape()))))
 
 
@@ -217,12 +219,14 @@ def _describe(site: dict[str, Any], source: Origin | None, times: _TimeDims, siz
             f"site {name!r} is a latent Delta, whose value is no unknown. Write numpyro.deterministic({name!r}, ...)."
         )
     support = fn.support
-    kind, coordinates = Kind.observed, None
+    kind, coordinates, noise = Kind.observed, None, None
     if not site["is_observed"]:
         if support.is_discrete:
             kind = Kind.discrete
         else:
             kind, coordinates = Kind.continuous, chart_of(fn, name).coordinates(shape)
+            if in_noise_space(fn):
+                noise = chart_of(fn, name, noise=True).coordinates(shape)
     event_dims = tuple(site["infer"].get("event_dims", ()))
     return Site(
         name,
@@ -239,6 +243,7 @@ def _describe(site: dict[str, Any], source: Origin | None, times: _TimeDims, siz
         finite=bool(support.is_discrete and fn.has_enumerate_support),
         source=source,
         weighed=_weighed(site),
+        noise=noise,
     )
 
 
