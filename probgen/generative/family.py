@@ -32,6 +32,11 @@ class Spec(eqx.Module):
     values: int = eqx.field(static=True, default=0)
     columns: tuple[str, ...] = eqx.field(static=True, default=())
 
+    def __check_init__(self) -> None:
+        sizes = [*self.shape, *(self.condition or ()), self.values]
+        if not all(type(size) is int and size >= 0 for size in sizes):
+            raise MethodError(f"the shapes of data are ints, got {self!r}. Give shape=(3,), say.")
+
 
 class Now(NamedTuple):
     """Where training stands, for losses that depend on it.

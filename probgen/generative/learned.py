@@ -45,6 +45,7 @@ _USES = {
     "velocity": "velocity(x, t), for probability flows",
     "conditional": "conditional(x, mask), the rest given a part",
     "marginal": "marginal(x, mask), the log probability of a part",
+    "energy": "energy(x), minus the log density up to a constant, for numpyro.factor",
     "sample": "sample(key), for simulation and prediction",
 }
 
@@ -70,7 +71,7 @@ class Learned(PointDistribution):
 
     offers: ClassVar[Mapping[str, Exactness]]
     """How exact each thing is that it has; keys are those of ``sample``, ``log_prob``, ``bound``, ``noise_map``,
-    ``score``, ``velocity``, ``conditional``, ``marginal``."""
+    ``score``, ``velocity``, ``conditional``, ``marginal``, ``energy``."""
 
     history: dict[str, np.ndarray] | None = None
 

@@ -22,11 +22,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from probgen.base.errors import MethodError, ProbgenError, StoreError
+from probgen.base.errors import MethodError, StoreError
+from probgen.generative.coupling import Coupling
 from probgen.generative.family import Family, Spec
+from probgen.generative.interpolant import Interpolant
+from probgen.generative.latent_objective import LatentObjective
 from probgen.generative.learned import Learned
+from probgen.generative.likelihood import Likelihood
+from probgen.generative.ode_solver import OdeSolver
 from probgen.generative.path import Path as NoisePath
 from probgen.generative.sampler import Sampler
+from probgen.generative.source import Source
+from probgen.generative.table import DiscreteTarget
+from probgen.generative.vae_net import Encoder, LatentPrior
 from probgen.run.output import unwritable, write_whole
 from probgen.run.record import pack, read_record, unpack, write_record
 
@@ -35,7 +43,21 @@ __all__ = ["load", "save"]
 VERSION = 1
 _JSON, _ARRAYS = "model.json", "arrays"
 _LARGEST = 2**20
-PARTS: list[type] = [Family, NoisePath, Sampler, Spec]
+PARTS: list[type] = [
+    OdeSolver,
+    Interpolant,
+    Source,
+    Coupling,
+    DiscreteTarget,
+    Encoder,
+    Family,
+    LatentObjective,
+    LatentPrior,
+    Likelihood,
+    NoisePath,
+    Sampler,
+    Spec,
+]
 """Classes whose subclasses a description may name."""
 
 
@@ -106,13 +128,19 @@ def load(folder: str | os.PathLike[str]) -> Learned:
     arrays = read_record(folder / _ARRAYS).arrays
     try:
         family, spec = _made(described["family"], arrays), _made(described["spec"], arrays)
-        count = described["settings"]
-        if not (isinstance(family, Family) and isinstance(spec, Spec) and isinstance(count, int)):
-            raise _damaged(file)
-    except (KeyError, TypeError, ValueError, IndexError, RecursionError, ProbgenError) as error:
+        template = _template(family, spec)
+        own = arrays[described["settings"] :]
+    except Exception as error:  # whatever a class makes of settings that it would not have written
         raise _damaged(file) from error
-    template = eqx.filter_eval_shape(family.build, jax.random.key(0), spec)
-    return family.distribution(unpack(template, arrays[count:], folder / _ARRAYS), spec)
+    return family.distribution(unpack(template, own, folder / _ARRAYS), spec)
+
+
+def _template(family: Any, spec: Any) -> Any:
+    """The network of a family, without its numbers."""
+    if not (isinstance(family, Family) and isinstance(spec, Spec)):
+        raise TypeError
+    family.check(spec)
+    return eqx.filter_eval_shape(family.build, jax.random.key(0), spec)
 
 
 def _damaged(file: Path) -> StoreError:
@@ -158,7 +186,7 @@ def _made(value: Any, arrays: list[np.ndarray]) -> Any:
         return jnp.asarray(arrays[value["array"]])
     if "learned" in value:
         family, spec = _made(value["learned"]["family"], arrays), _made(value["learned"]["spec"], arrays)
-        template = eqx.filter_eval_shape(family.build, jax.random.key(0), spec)
+        template = _template(family, spec)
         own = arrays[value["first"] : value["first"] + value["count"]]
         return family.distribution(unpack(template, own, Path(_ARRAYS)), spec)
     cls = _classes()[value["class"]]

@@ -103,10 +103,13 @@ def fit(
         net = family.adapt(key_adapt, net, *source.sample())
     if isinstance(family, Solved):
         return family.distribution(family.solve(key_train, net, *source.sample()), spec)
-    identity = {"family": stable(family), "training": stable(training), "spec": stable(spec), "data": source.digest()}
-    identity["seed"] = str(jax.random.key_data(as_key(seed)).tolist())
-    with contextlib.nullcontext() if store is None else Store(store, identity) as kept:
-        net, history = _descend(key_train, family, training, net, source, kept, shown)
+    kept = contextlib.nullcontext()
+    if store is not None:
+        parts = {"family": family, "training": training, "spec": spec, "data": source.contents()}
+        identity = {name: stable(part) for name, part in parts.items()}
+        kept = Store(store, identity | {"seed": str(jax.random.key_data(as_key(seed)).tolist())})
+    with kept as opened:
+        net, history = _descend(key_train, family, training, net, source, opened, shown)
     found = family.distribution(net, spec)
     found.history = history
     return found
@@ -201,9 +204,9 @@ class _Arrays:
         order = np.random.default_rng(bits).permutation(len(self.rows))[:count]
         return order.reshape(-1, self.batch).astype(np.int32)
 
-    def digest(self) -> str:
+    def contents(self) -> Any:
         """What the data are."""
-        return stable((self.x, self.c))
+        return self.x, self.c
 
 
 class _Stream:
@@ -265,9 +268,9 @@ class _Stream:
             raise DataError(f"batches have different shapes: {sorted(shapes)}. Drop the last, smaller one.")
         return _Data(*jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), *taken))
 
-    def digest(self) -> str:
-        """The first batch stands for all."""
-        return stable(self.first)
+    def contents(self) -> Any:
+        """What the data are: the first batch stands for all."""
+        return self.first
 
 
 # -- descent ---------------------------------------------------------------------------------------------------------
@@ -304,7 +307,7 @@ def _block(
         data = batch if whole is None else jax.tree.map(lambda a: a[batch], whole)
         now = Now(i / training.steps, eqx.combine(state.average, fixed))
         value, gradient = jax.value_and_grad(loss)(state.weights, jax.random.fold_in(key_steps, i), data, now)
-        good = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradient))
+        good = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
         updates, memory = optimiser.update(gradient, state.memory, state.weights)
         weights = optax.apply_updates(state.weights, updates)
         decay = jnp.minimum(training.ema, (1 + i) / (10 + i))
