@@ -38,6 +38,7 @@ from probgen.infer.mclmc import MCLMC, AdjustedMCLMC
 from probgen.infer.meads import MEADS
 from probgen.infer.methods import methods
 from probgen.infer.nested_sampling import NestedSampling
+from probgen.infer.neutra import NeuTra
 from probgen.infer.nuts import HMC, NUTS
 from probgen.infer.particle_filter import ParticleFilter
 from probgen.infer.particle_gibbs import ParticleGibbs
@@ -117,6 +118,7 @@ __all__ = [
     "ModelError",
     "Multinomial",
     "NestedSampling",
+    "NeuTra",
     "NotIdentified",
     "ParticleFilter",
     "ParticleGibbs",

@@ -121,6 +121,7 @@ SLOW = {
     "smc-hmc": Case(pg.SMC(particles=256), datasets=60),
     "smc-waste-free": Case(pg.SMC(particles=512, waste_free=16, path=pg.DataTempering(2)), datasets=60),
     "nested_sampling": Case(pg.NestedSampling(particles=100), datasets=40),
+    "neutra": Case(pg.NeuTra(fit=pg.SVI(learning_rate=0.01, steps=500)), datasets=12),
     "stein_vi": Case(SteinVI(), datasets=40),
 }
 

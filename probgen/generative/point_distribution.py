@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from numpyro.distributions import Distribution, constraints
+from numpyro.distributions.batch_util import promote_batch_shape
 
 from probgen.base.typing import PRNGKey, Scalar
 
@@ -23,8 +24,40 @@ class PointDistribution(Distribution):
     With a ``condition`` it is a batch of distributions, one per condition; ``draw`` and ``density`` see one.
     """
 
+    pytree_aux_fields = ("_ranks",)
+
     condition: Array | None = None
     """Shape ``(*batch_shape, *shape of one condition)``."""
+    _ranks: tuple[int, ...] | None = None
+    """Axes of each array that is not the condition, one distribution at a time."""
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        if self._ranks is None:
+            self._ranks = tuple(jnp.ndim(leaf) for leaf in jax.tree.leaves(self._shared()))
+        return super().tree_flatten()
+
+    def _shared(self) -> dict[str, Any]:
+        """What all distributions of a batch have in common, networks above all."""
+        names = set(self.gather_pytree_data_fields()) - {"condition"}
+        return {name: getattr(self, name) for name in sorted(names) if name in self.__dict__}
+
+    def _stacked(self) -> tuple[int, ...]:
+        """Axes in front of the arrays, which ``numpyro.contrib.control_flow.scan`` puts there: it stacks what every
+        step returns, and distributions return their networks."""
+        if self._ranks is None:
+            return ()
+        for leaf, rank in zip(jax.tree.leaves(self._shared()), self._ranks, strict=True):
+            return jnp.shape(leaf)[: jnp.ndim(leaf) - rank]
+        return ()
+
+    def _unstacked(self) -> PointDistribution:
+        """With one copy of the arrays: those of all steps are equal."""
+        if not self._stacked():
+            return self
+        here, ranks = copy.copy(self), iter(self._ranks or ())
+        for name, part in self._shared().items():
+            setattr(here, name, jax.tree.map(lambda leaf: leaf[(0,) * (leaf.ndim - next(ranks))], part))
+        return here
 
     @property
     def support(self) -> constraints.Constraint:
@@ -58,10 +91,11 @@ class PointDistribution(Distribution):
             parts: Arrays of points, each with the number of axes of one point; the leading axes are broadcast against
                 one another and ``batch_shape``.
         """
+        whole = self._unstacked()
         heads = [array.shape[: array.ndim - ndim] for array, ndim in parts]
-        batch = jnp.broadcast_shapes(self.batch_shape, *heads)
+        batch = jnp.broadcast_shapes(whole.batch_shape, *heads)
         if not batch:
-            return function(self, *(array for array, _ in parts))
+            return function(whole, *(array for array, _ in parts))
         size = math.prod(batch)
 
         def flat(array: Array, ndim: int) -> Array:
@@ -69,14 +103,22 @@ class PointDistribution(Distribution):
             return jnp.broadcast_to(array, (*batch, *point)).reshape(size, *point)
 
         points = [flat(array, ndim) for array, ndim in parts]
-        if self.condition is None:
-            found = jax.vmap(lambda *at: function(self, *at))(*points)
+        if whole.condition is None:
+            found = jax.vmap(lambda *at: function(whole, *at))(*points)
         else:
-            conditions = flat(self.condition, self.condition.ndim - len(self.batch_shape))
-            found = jax.vmap(lambda c, *at: function(self._given_one(c), *at))(conditions, *points)
+            conditions = flat(whole.condition, whole.condition.ndim - len(whole.batch_shape))
+            found = jax.vmap(lambda c, *at: function(whole._given_one(c), *at))(conditions, *points)
         return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), found)
 
     def _given_one(self, condition: Array) -> PointDistribution:
         here = copy.copy(self)
         here.condition, here._batch_shape = condition, ()
         return here
+
+
+@promote_batch_shape.register
+def _promote(here: PointDistribution) -> PointDistribution:
+    """See ``_stacked``: the steps become a batch."""
+    promoted = copy.copy(here)
+    promoted._batch_shape = (*here._stacked(), *here.batch_shape)
+    return promoted

@@ -8,20 +8,37 @@ on values. (Over the program itself they would use the supports of one earlier e
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax import Array
 from numpyro.infer import RenyiELBO, Trace_ELBO, autoguide
 from numpyro.infer.elbo import ELBO as NumpyroELBO
 from numpyro.infer.initialization import init_to_value
-from numpyro.primitives import sample
+from numpyro.primitives import param, sample
 
 from probgen.base.errors import MethodError
+from probgen.generative.family import Family, Spec
+from probgen.generative.learned import Learned
+from probgen.nets.constant import trainable
 
-__all__ = ["BNAF", "ELBO", "IAF", "IWAE", "FlatGuide", "FullRank", "LowRank", "MeanField", "Objective", "Renyi"]
+__all__ = [
+    "BNAF",
+    "ELBO",
+    "IAF",
+    "IWAE",
+    "FlatGuide",
+    "FullRank",
+    "LearnedGuide",
+    "LowRank",
+    "MeanField",
+    "Objective",
+    "Renyi",
+]
 
 FLAT = "u"
 """Name of the one latent site of the flat program."""
@@ -141,6 +158,59 @@ class BNAF(FlatGuide):
         return autoguide.AutoBNAFNormal(
             lambda: flat_site(dim), num_flows=self.layers, hidden_factors=list(self.factors), **_options(dim)
         )
+
+
+class LearnedGuide(FlatGuide):
+    """A generative family on the coordinates: its weights are fitted to the bound instead of to data. ``pg.SVI`` and
+    ``pg.NeuTra`` make it of a family that they are given.
+
+    Attributes:
+        family: With a density and a map from noise, such as ``pg.generative.Flow()``.
+    """
+
+    family: Family = eqx.field(static=True)
+
+    def check(self, dim: int) -> None:
+        """See ``FlatGuide.check``."""
+        spec = Spec((dim,))
+        self.family.check(spec)
+        found = eqx.filter_eval_shape(lambda: self.family.distribution(self._start(dim), spec))
+        missing = [name for name in ("log_prob", "noise_map") if name not in found.offers]
+        if missing:
+            raise MethodError(
+                f"a guide needs a density and a map from noise, and a {type(self.family).__name__} has no {missing[0]}. "
+                f"Use pg.generative.Flow()."
+            )
+
+    def build(self, dim: int) -> Callable[[], Any]:
+        """See ``FlatGuide.build``."""
+        weights, _ = self._parts(dim)
+        return lambda: sample(FLAT, self.distribution({n: jnp.asarray(param(n, w)) for n, w in weights.items()}, dim))
+
+    def distribution(self, weights: Mapping[str, Array], dim: int) -> Learned:
+        """The distribution with given weights, by name of their ``param`` sites."""
+        names, rest = self._parts(dim)
+        leaves, treedef = jax.tree.flatten(rest, is_leaf=lambda leaf: isinstance(leaf, str))
+        net = jax.tree.unflatten(treedef, [weights[leaf] if isinstance(leaf, str) else leaf for leaf in leaves])
+        assert set(names) <= set(weights)
+        return self.family.distribution(net, Spec((dim,)))
+
+    def _start(self, dim: int) -> Any:
+        return self.family.build(jax.random.key(0), Spec((dim,)))
+
+    def _parts(self, dim: int) -> tuple[dict[str, Array], Any]:
+        """Weights at the start by name, and the network with these names in their place."""
+        net = self._start(dim)
+        weights: dict[str, Array] = {}
+
+        def named(leaf: Any, trained: bool) -> Any:
+            if not trained:
+                return leaf
+            name = f"guide_weights_{len(weights)}"
+            weights[name] = leaf.astype(float)
+            return name
+
+        return weights, jax.tree.map(named, net, trainable(net))
 
 
 class Objective(eqx.Module):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -28,8 +28,9 @@ from numpyro.infer.autoguide import AutoGuide
 
 from probgen.base.errors import Ended, MethodError
 from probgen.base.typing import PRNGKey
+from probgen.generative.family import Family
 from probgen.infer.approximate import about, check_plan, has_evidence, split, weighted_run
-from probgen.infer.guides import ELBO, FlatGuide, MeanField, Objective
+from probgen.infer.guides import ELBO, FlatGuide, LearnedGuide, MeanField, Objective
 from probgen.infer.method import Method, Need, Plan, Run
 from probgen.infer.sampling import no_start
 from probgen.infer.svi_engine import (
@@ -176,6 +177,26 @@ class _Fitting(Judged):
         return (frame, fit), -np.asarray(losses)[: last - first]
 
 
+class Fitted(NamedTuple):
+    """A fitted guide.
+
+    Attributes:
+        read: What was asked of the fit.
+        trace: The objective by step.
+        ended: How it ended.
+        optimization: The group that tells how it went.
+        compiling: Seconds of compilation.
+        seconds: Seconds of work.
+    """
+
+    read: Callable[[], Any]
+    trace: np.ndarray
+    ended: Ended
+    optimization: dict[str, tuple[tuple[str, ...], np.ndarray]]
+    compiling: float
+    seconds: float
+
+
 class SVI(Method):
     """Variational inference with NumPyro's estimators.
 
@@ -191,8 +212,9 @@ class SVI(Method):
 
     Attributes:
         backend: ``"numpyro"``.
-        guide: A ``FlatGuide`` such as ``MeanField()``, or a NumPyro program with the arguments of the model that
-            samples every latent site.
+        guide: A ``FlatGuide`` such as ``MeanField()``, a generative family with a density such as
+            ``pg.generative.Flow()``, or a NumPyro program with the arguments of the model that samples every latent
+            site.
         objective: ``ELBO()``, ``Renyi()`` or ``IWAE()``.
         optimizer: A function from the learning rate to an optax transformation, for example ``optax.adabelief``.
         learning_rate: Learning rate at the start; it falls as the judge decides.
@@ -202,7 +224,7 @@ class SVI(Method):
     """
 
     backend: str = eqx.field(static=True, default="")
-    guide: FlatGuide | Callable[..., Any] = eqx.field(static=True, default=MeanField())
+    guide: FlatGuide | Family | Callable[..., Any] = eqx.field(static=True, default=MeanField())
     objective: Objective = eqx.field(static=True, default=ELBO())
     optimizer: Callable[[float], optax.GradientTransformation] = eqx.field(static=True, default=adam)
     learning_rate: float = eqx.field(static=True, default=0.02)
@@ -225,7 +247,7 @@ class SVI(Method):
                 f"guide is NumPyro's {type(self.guide).__name__}, which keeps the supports of one execution. "
                 f"Use pg.MeanField(), pg.FullRank(), pg.LowRank(rank), pg.IAF() or pg.BNAF()."
             )
-        if isinstance(self.guide, type) or not (isinstance(self.guide, FlatGuide) or callable(self.guide)):
+        if isinstance(self.guide, type) or not (isinstance(self.guide, FlatGuide | Family) or callable(self.guide)):
             raise MethodError(
                 f"guide must be a guide object or a NumPyro program, got {self.guide!r}. Write pg.FullRank()."
             )
@@ -255,38 +277,17 @@ class SVI(Method):
                 stands in a subsampled plate.
         """
         check_plan(self, plan)
-        if isinstance(self.guide, FlatGuide):
-            self.guide.check(density.dim)
-        else:
-            check_guide(self.guide, density)
-        batches = minibatched(density)
-        key_frame, key_begin, key_fit, key_read = jax.random.split(key, 4)
+        *keys, key_read = jax.random.split(key, 4)
         count = plan.chains * plan.draws
-        block = min(self.window, self.steps)
-        flat = jax.ShapeDtypeStruct((density.dim,), float)
-        frame = Frame(flat, flat, jax.ShapeDtypeStruct((), bool))  # pyright: ignore[reportArgumentType]
-        problem = Problem(self.guide, self.objective, self.optimizer, self.learning_rate, density, frame)
-        index, rate = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), float)
-        calls: list[Any] = [
-            (begin_fit, (key, problem)),
-            (fit_steps, lambda shapes: (key, problem, shapes[0], index, rate, block)),
-            (read_fit, lambda shapes: (key, problem, shapes[0], count)),
-        ]
-        own = not isinstance(self.guide, FlatGuide)
-        programs, compiling = compile_all(calls if own else [*calls, (find_frame, (key, density))])
-        fit = programs[0].shape
+        fitted = self.fitted(tuple(keys), density, plan, read_fit, lambda problem, fit: (key_read, problem, fit, count))
         began = time.perf_counter()
-        keys = (key_frame, key_begin, key_fit)
-        trainer = _Fitting(problem, programs, keys, block, self.tolerance, self.learning_rate)
-        progress = Progress(["fit"], self.steps, plan.progress, "steps")
-        (frame, fit), trace, interrupted = train(trainer, (frame, fit), self.steps, block, plan.store, progress)
-        found = to_host(programs[2](key_read, trainer.framed(frame), fit, count))
-        ended = trainer.ended(trace, interrupted=interrupted)
+        found = to_host(fitted.read())
+        own = not isinstance(self.guide, FlatGuide | Family)
         guide = "own program" if own else type(self.guide).__name__
         sentence = f"Draws from the guide ({guide}), not from the posterior."
-        run = self._run(density, plan, found, sentence, ended, batches)
-        run.attrs |= {"steps": int(trace.size), "skipped_steps": int(np.sum(~np.isfinite(trace)))}
-        run.groups["optimization"] = trainer.optimization(trace)
+        run = self._run(density, plan, found, sentence, fitted.ended, minibatched(density))
+        run.attrs |= {"steps": int(fitted.trace.size), "skipped_steps": int(np.sum(~np.isfinite(fitted.trace)))}
+        run.groups["optimization"] = fitted.optimization
         if found.params:
             # Held at every draw as well: prediction takes all that a program needs from the posterior.
             shape = (plan.chains, plan.draws)
@@ -295,8 +296,58 @@ class SVI(Method):
                 name: (tuple(f"{name}_dim_{axis}" for axis in range(value.ndim)), value)
                 for name, value in found.params.items()
             }
-        run.seconds = {"compile": compiling, "sampling": time.perf_counter() - began}
+        reading = time.perf_counter() - began
+        run.seconds = {"compile": fitted.compiling, "sampling": fitted.seconds + reading}
         return run
+
+    def fitted(
+        self,
+        keys: tuple[PRNGKey, ...],
+        density: Density,
+        plan: Plan,
+        read: Callable[..., Any],
+        given: Callable[..., Any],
+    ) -> Fitted:
+        """Fit the guide.
+
+        Args:
+            keys: For the frame, the start, and the steps.
+            density: The density.
+            plan: How visibly, and where it is kept.
+            read: What is asked of the fit, compiled beside it.
+            given: Arguments of ``read``, from the problem and the fit.
+
+        Raises:
+            MethodError: As ``run`` does.
+        """
+        guide = LearnedGuide(self.guide) if isinstance(self.guide, Family) else self.guide
+        if isinstance(guide, FlatGuide):
+            guide.check(density.dim)
+        else:
+            check_guide(guide, density)
+        minibatched(density)  # refuses latent sites in mini-batches
+        block = min(self.window, self.steps)
+        flat = jax.ShapeDtypeStruct((density.dim,), float)
+        frame = Frame(flat, flat, jax.ShapeDtypeStruct((), bool))  # pyright: ignore[reportArgumentType]
+        problem = Problem(guide, self.objective, self.optimizer, self.learning_rate, density, frame)
+        index, rate = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), float)
+        calls: list[Any] = [
+            (begin_fit, (keys[1], problem)),
+            (fit_steps, lambda shapes: (keys[2], problem, shapes[0], index, rate, block)),
+            (read, lambda shapes: given(problem, shapes[0])),
+        ]
+        own = not isinstance(guide, FlatGuide)
+        programs, compiling = compile_all(calls if own else [*calls, (find_frame, (keys[0], density))])
+        began = time.perf_counter()
+        trainer = _Fitting(problem, programs, keys, block, self.tolerance, self.learning_rate)
+        progress = Progress(["fit"], self.steps, plan.progress, "steps")
+        template = (frame, programs[0].shape)
+        (frame, fit), trace, interrupted = train(trainer, template, self.steps, block, plan.store, progress)
+        ended = trainer.ended(trace, interrupted=interrupted)
+        seconds = time.perf_counter() - began
+        call = given(trainer.framed(frame), fit)
+        about = trainer.optimization(trace)
+        return Fitted(lambda: programs[2](*call), trace, ended, about, compiling, seconds)
 
     def _run(self, density: Density, plan: Plan, found: Any, sentence: str, ended: Ended, batches: bool) -> Run:
         """The run, with its bounds."""

@@ -39,6 +39,7 @@ __all__ = [
     "check_guide",
     "find_frame",
     "fit_steps",
+    "guide_weights",
     "minibatched",
     "read_fit",
 ]
@@ -281,6 +282,13 @@ def fit_steps(key: PRNGKey, problem: Problem, fit: Fit, first: Array, rate: Arra
 
     (params, state), losses = jax.lax.scan(step, (fit.params, fit.optimizer), first + jnp.arange(count))
     return Fit(params, state), losses
+
+
+def guide_weights(problem: Problem, fit: Fit) -> Values:
+    """Values of the ``param`` sites of the guide, by name."""
+    engine, _ = _engine(jax.random.key(0), problem)
+    own = {site.name for site in problem.density.model.of_kind(Kind.param)}
+    return {name: value for name, value in engine.constrain_fn(fit.params).items() if name not in own}
 
 
 def read_fit(key: PRNGKey, problem: Problem, fit: Fit, count: int) -> Read:
