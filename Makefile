@@ -29,7 +29,7 @@ test-all: .venv/ready lint
 	$(PYTEST)
 
 docs: .venv/docs
-	$(BIN)/sphinx-build -W -b html docs docs/_build
+	$(BIN)/sphinx-build -W -j 2 -b html docs docs/_build
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -114,11 +114,12 @@ def score(tree, test, weights):
 
 def methods(quick):
     draws = {"draws": 100 if quick else 250, "chains": 4}
-    posterior = SMC(particles=64 if quick else 256, kernel=pg.HMC(), moves=2 if quick else 5)
-    particle = FeynmanKacTraining(particles=32 if quick else 128, steps=200 if quick else 1000, posterior=posterior)
+    posterior = SMC(particles=64 if quick else 256, kernel=pg.HMC(), moves=2 if quick else 15)
+    count, moves, steps = (32, 1, 200) if quick else (128, 3, 1500)
+    particle = FeynmanKacTraining(particles=count, moves=moves, steps=steps, posterior=posterior)
     sampled = {**draws, "warmup": 500 if quick else 5000, "thin": 10}
     found = {
-        "particles": (partial, particle, draws),
+        "particles": (partial, particle, {**draws, "chains": 2}),
         "svi": (partial, pg.SVI(), draws),
     }
     for rate in RATES:
@@ -153,7 +154,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="small settings, nothing is written")
     parser.add_argument("--only", nargs="*", help="data sets")
     options = parser.parse_args()
-    results = {}
+    out = ROOT / "benchmarks" / "results" / "partial_bnn.json"
+    results = json.loads(out.read_text()) if out.exists() else {}
     for label, (x, y) in data_sets().items():
         if options.only and label not in options.only:
             continue
@@ -170,8 +172,7 @@ def main():
                     del todo[name], runs[name]
         results[label] = runs
         report(label, runs)
-        if not options.quick and not options.only:
-            out = ROOT / "benchmarks" / "results" / "partial_bnn.json"
+        if not options.quick:
             out.write_text(json.dumps(results, indent=1))
 
 

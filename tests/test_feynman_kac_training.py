@@ -254,6 +254,7 @@ def right_share(scale):
     return p[w > 0].sum() / p.sum(), np.log(p.sum() * (w[1] - w[0])) + log_p.max()
 
 
+@pytest.mark.slow
 def test_both_modes_of_a_weight_have_their_mass_where_the_mean_field_has_one():
     model = pg.Model(bent, {"y": BENT})
     method = FeynmanKacTraining(particles=300, learning_rate=0.05, posterior=SMC(particles=1000, kernel=pg.HMC()))
@@ -338,6 +339,7 @@ def test_other_data_of_the_same_shape_compile_nothing():
     assert other["params/slope"] > 0.6
 
 
+@pytest.mark.slow
 def test_it_runs_in_32_bits():
     with jax.enable_x64(False), pytest.warns(pg.ProbgenWarning, match="converged"):
         tree = pg.infer(pg.Model(slope, {"y": Y}), SHORT, draws=10, chains=1, progress=False)

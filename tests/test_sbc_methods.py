@@ -95,7 +95,6 @@ FAST = {
     "particle_filter": Case(pg.ParticleFilter(particles=300), DRIFTING.do(drift=0.3), 60),
     "pmmh": Case(PMMH(particles=20), DRIFTING),
     "particle_gibbs": Case(ParticleGibbs(particles=5), DRIFTING),
-    "feynman_kac": Case(pg.FeynmanKac(particles=100, steps=20), DIFFUSION),
     "adjusted_mclmc": Case(pg.AdjustedMCLMC()),
     "mixed_hmc": Case(pg.MixedHMC(), MIXED),
     "exact": Case(pg.Exact(), datasets=60),
@@ -107,6 +106,7 @@ FAST = {
     "sgnht": Case(pg.SGNHT(step_size=0.05)),
 }
 SLOW = {
+    "feynman_kac": Case(pg.FeynmanKac(particles=100, steps=20), DIFFUSION),
     "discrete_hmc_gibbs": Case(pg.DiscreteHMCGibbs(), MIXED),
     "hmcecs": Case(pg.HMCECS(), ROWS),
     "sgld-batches": Case(pg.SGLD(step_size=0.005), ROWS, 60, settings={"warmup": 500}),

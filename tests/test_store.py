@@ -197,14 +197,15 @@ RUN = {"draws": 200_000, "warmup": 500, "chains": 2, "seed": 11}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
-def test_killed_at_twenty_random_moments(tmp_path):
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path, times):
     """The real thing: the process is killed by the system, and the next one goes on."""
     (tmp_path / "tests_program.py").write_text(CHILD_PROGRAM)
     (tmp_path / "child.py").write_text(CHILD)
     path, moments, kills = tmp_path / "run.zarr", random.Random(0), 0
     command = [sys.executable, str(tmp_path / "child.py"), str(path), str(tmp_path)]
     grown = []
-    for _ in range(20):
+    for _ in range(times):
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         line = child.stdout.readline()
         assert line.strip() == "running", child.stderr.read()
@@ -213,7 +214,7 @@ def test_killed_at_twenty_random_moments(tmp_path):
         child.send_signal(signal.SIGKILL)
         child.communicate()
         grown.append(pg.load(path)["posterior"].sizes["draw"] if (path / "posterior").exists() else 0)
-    assert kills == 20
+    assert kills == times
     assert grown == sorted(grown)
     assert grown[-1] > 0
     done = subprocess.run(command, capture_output=True, text=True, check=False)

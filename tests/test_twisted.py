@@ -2,6 +2,7 @@
 
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from probgen.feynman_kac.twisted import AtMean, SecondOrder, Twisted
 from probgen.generative.denoised_distribution import DenoisedDistribution
 from probgen.generative.denoiser import GaussianMixture
 from probgen.generative.path import VP, even_log_snr
+from probgen.generative.standardisation import Standardisation
 from probgen.infer.feynman_kac import FeynmanKac
 from probgen.testing import assert_unbiased_evidence
 
@@ -110,6 +112,27 @@ def test_a_mixture_prior_with_a_linear_observation(tree):
     np.testing.assert_allclose(x.mean(0), mean, atol=0.05)
 
 
+def test_units_of_the_data_are_those_of_the_program():
+    """A denoiser in standard units of data is the same prior as one whose program changes the units itself."""
+    units = eqx.tree_at(
+        lambda u: (u.loc.value, u.scale.value), Standardisation((2,)), (jnp.array([1.0, -2.0]), jnp.array([3.0, 0.5]))
+    )
+
+    def inside(y=None):
+        x = numpyro.sample("x", DenoisedDistribution(mixture(), units=units))
+        numpyro.sample("y", dist.Normal(x.sum(), 0.5), obs=y)
+
+    def outside(y=None):
+        z = numpyro.sample("z", DenoisedDistribution(mixture()))
+        x = numpyro.deterministic("x", units.outward(z))
+        numpyro.sample("y", dist.Normal(x.sum(), 0.5), obs=y)
+
+    run = FeynmanKac(particles=64, steps=10, twist=AtMean())
+    one, other = (pg.infer(pg.Model(p, {"y": 0.3}), run, draws=30, chains=1, progress=False) for p in (inside, outside))
+    np.testing.assert_allclose(one["posterior"]["x"], other["posterior"]["x"], rtol=1e-10)
+    np.testing.assert_allclose(one.attrs["log_evidence"], other.attrs["log_evidence"], rtol=1e-10)
+
+
 def test_the_tree_tells_what_happened(tree):
     assert tree.attrs["log_evidence_by"] == "twisted diffusion"
     assert tree["particles/ess"].shape == (4, 101)
@@ -133,7 +156,7 @@ def test_a_nonlinear_likelihood_agrees_with_quadrature():
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path):
-    run = FeynmanKac(particles=64, steps=10)
+    run = FeynmanKac(particles=64, steps=10, twist=AtMean())
     whole = pg.infer(MODEL, run, draws=32, chains=2, seed=3, progress=False)
     kept = pg.infer(MODEL, run, draws=32, chains=2, seed=3, progress=False, store=tmp_path / "run.zarr")
     np.testing.assert_array_equal(whole["posterior/x"].values, kept["posterior/x"].values)

@@ -19,7 +19,9 @@ from probgen.feynman_kac.resampling import Resampling, Systematic
 from probgen.feynman_kac.smc import Result, Settings
 from probgen.feynman_kac.twisted import SecondOrder, Twist, Twisted
 from probgen.generative.denoised_distribution import DenoisedDistribution
+from probgen.generative.diffusion import LearnedDiffusion
 from probgen.generative.path import even_log_snr
+from probgen.generative.standardisation import Standardisation
 from probgen.infer.approximate import check_plan
 from probgen.infer.method import Method, Plan, Run
 from probgen.infer.particle_runs import particle_runs
@@ -27,6 +29,7 @@ from probgen.infer.settings import check_count
 from probgen.infer.smc import values_of
 from probgen.program.density import Density
 from probgen.program.handlers import base_of
+from probgen.program.model import Model
 from probgen.program.observations import site_log_prob
 from probgen.program.sites import Kind
 from probgen.run.compiled import compile_all
@@ -40,14 +43,20 @@ class _LogLikelihood(eqx.Module):
     would be an integration, which has no second derivatives."""
 
     density: Density
+    units: Standardisation | None
+    """From the units of the denoiser to those of the data."""
 
     def __call__(self, x: Array) -> Scalar:
         return sum(self.terms(x).values(), jnp.zeros(()))
 
+    def outward(self, x: Array) -> Array:
+        """The value of the site, in units of the data."""
+        return x if self.units is None else self.units.outward(x)
+
     def terms(self, x: Array) -> dict[str, Scalar]:
         """The log likelihood by observed site or factor."""
         with handlers.block():
-            sites = handlers.trace(self.density.substituted(x.reshape(-1))).get_trace()
+            sites = handlers.trace(self.density.substituted(self.outward(x).reshape(-1))).get_trace()
         observed = {n: site for n, site in sites.items() if site["type"] == "sample" and site["is_observed"]}
         return {name: jnp.sum(site_log_prob(site)) for name, site in observed.items()}
 
@@ -55,7 +64,7 @@ class _LogLikelihood(eqx.Module):
 class FeynmanKac(Method):
     r"""Particles of a posterior whose prior is a diffusion model: the twisted diffusion sampler.
 
-    For programs with one latent site, a ``DenoisedDistribution``, and observed sites (or factors) below it. Particles go
+    For programs with one latent site, a ``DenoisedDistribution`` or a fitted ``pg.generative.Diffusion``, and observed sites (or factors) below it. Particles go
     from noise to data, guided by the likelihood that the denoiser foresees, and weighted for what it foresaw wrongly.
     ``attrs["log_evidence"]`` is the log of the mean of the chains' evidences, with its standard error; it is unbiased for
     the denoising chain of ``steps`` steps, and what that chain itself gets wrong falls with ``steps``.
@@ -105,9 +114,13 @@ class FeynmanKac(Method):
         Raises:
             MethodError: If the program has not one latent site, a diffusion model outside of plates and scans.
         """
-        denoiser = _prior(density).denoiser
-        times = even_log_snr(denoiser.path, self.steps)
-        return Twisted(denoiser, _LogLikelihood(density), times, self.twist)
+        prior = _prior(density)
+        times = even_log_snr(prior.denoiser.path, self.steps)
+        return Twisted(prior.denoiser, _LogLikelihood(density, prior.units), times, self.twist)
+
+    def density(self, model: Model) -> Density:
+        """See ``Method.density``: of the value of the diffusion model, not of its noise."""
+        return Density(model, noise=False)
 
     def shared_out(self, chains: int) -> tuple[int, str] | None:
         """See ``Method.shared_out``: the particles of each run."""
@@ -128,7 +141,9 @@ class FeynmanKac(Method):
             if not math.isfinite(float(result.log_z)):
                 raise self._lost(chain, fk, jnp.asarray(result.cloud.x.x[-1]))
         began = time.perf_counter()
-        u = np.stack([_chosen(result, plan.draws) for result in runs.results])
+        assert isinstance(fk.log_likelihood, _LogLikelihood)
+        chosen = jnp.asarray(np.stack([_chosen(result, plan.draws) for result in runs.results]))
+        u = np.asarray(jax.vmap(jax.vmap(fk.log_likelihood.outward))(chosen)).reshape(*chosen.shape[:2], -1)
         call = (key_read, density, jnp.asarray(u))
         (program,), compiling = compile_all([(values_of, call)])
         values = to_host(program(*call))
@@ -154,12 +169,15 @@ def _prior(density: Density) -> DenoisedDistribution:
     """The diffusion model of a program, its only latent site."""
     model = density.model
     latent = model.of_kind(Kind.continuous, Kind.discrete)
-    diffusions = [site for site in latent if site.distribution == DenoisedDistribution.__name__]
+    with handlers.block():
+        traced = handlers.trace(handlers.seed(density.bound(), jax.random.key(0))).get_trace()
+    priors = {site.name: base_of(traced[site.name]["fn"]) for site in latent}
+    diffusions = [site for site in latent if isinstance(priors[site.name], DenoisedDistribution | LearnedDiffusion)]
     if not diffusions:
         names = ", ".join(f"{site.name!r} ({site.distribution})" for site in latent)
         raise MethodError(
-            f"no latent site has a diffusion model as prior, got {names}; FeynmanKac needs a DenoisedDistribution. Use "
-            f"pg.SMC() or pg.NUTS() for other priors."
+            f"no latent site has a diffusion model as prior, got {names}; FeynmanKac needs a DenoisedDistribution or a "
+            f"fitted Diffusion. Use pg.SMC() or pg.NUTS() for other priors."
         )
     site = diffusions[0]
     others = [other.name for other in latent if other.name != site.name]
@@ -174,17 +192,16 @@ def _prior(density: Density) -> DenoisedDistribution:
             f"site {site.name!r} stands in a plate or scan, and FeynmanKac takes one value of a diffusion model. Fit the "
             f"rows one by one."
         )
-    u = jnp.zeros(density.dim)
-    with handlers.block():
-        traced = handlers.trace(density.substituted(u)).get_trace()
-    prior = base_of(traced[site.name]["fn"])
+    prior = priors[site.name]
+    if isinstance(prior, LearnedDiffusion):
+        return prior.denoised
     assert isinstance(prior, DenoisedDistribution)
     return prior
 
 
 def _chosen(result: Result, draws: int) -> np.ndarray:
-    """Equally weighted draws, shape ``(draws, dim)``: systematic resampling without chance."""
+    """Equally weighted draws, one per row: systematic resampling without chance."""
     x, log_w = np.asarray(result.cloud.x.x), np.asarray(result.cloud.log_w)
     edges = np.cumsum(np.exp(log_w - log_w.max()))
     rows = np.searchsorted(edges / edges[-1], (np.arange(draws) + 0.5) / draws)
-    return x[np.minimum(rows, len(edges) - 1)].reshape(draws, -1)
+    return x[np.minimum(rows, len(edges) - 1)]

@@ -17,6 +17,7 @@ log prior is that of the noise: neither the density of the distribution nor a Ja
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,8 @@ class NoiseChart:
     """The map from standard normal noise to draws of a learned distribution."""
 
     def __init__(self, fn: Distribution, name: str) -> None:
-        self._base, self._name, self._event_dim = base_of(fn), name, fn.event_dim
+        self._base: Any = base_of(fn)
+        self._name, self._event_dim = name, fn.event_dim
 
     def coordinates(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the noise for a value of the given shape."""

@@ -10,11 +10,12 @@ nearly standard normal, whatever the shape of the posterior (Hoffman et al. 2019
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.stats import norm
-from numpyro.distributions import Distribution
 
 from probgen.base.errors import MethodError
 from probgen.base.typing import Position, PRNGKey, Scalar, Values
@@ -41,9 +42,9 @@ class WarpedDensity(Density):
     density: Density
     loc: Array
     scale: Array
-    learned: Distribution
+    learned: Any
 
-    def __init__(self, density: Density, loc: Array, scale: Array, learned: Distribution) -> None:
+    def __init__(self, density: Density, loc: Array, scale: Array, learned: Any) -> None:
         self.model, self.discrete, self.noise = density.model, density.discrete, density.noise
         self.blocks = (Block("noise", 0, (density.dim,)),)
         self.density, self.loc, self.scale, self.learned = density, loc, scale, learned
