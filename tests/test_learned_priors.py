@@ -66,6 +66,7 @@ def test_it_simulates_predicts_and_explains_its_data():
     told = pg.log_likelihood(model, tree)["log_likelihood"]["y"].values
     there = dist.Normal(tree["posterior"]["x"].values.sum(-1), 0.5).log_prob(2.0)
     np.testing.assert_allclose(told, there, rtol=1e-6)
+    assert pg.check(tree, model) is not None  # the prior has no density to be scaled
 
 
 @pytest.fixture(scope="module")

@@ -207,7 +207,8 @@ def log_prior(subject: Subject) -> np.ndarray | None:
 
 
 def _tops(model: Model) -> tuple[str, ...]:
-    """Continuous latent sites none of whose ancestors is latent."""
+    """Continuous latent sites none of whose ancestors is latent; learned ones, whose density may be missing or an
+    integration, left out."""
     import networkx
 
     graph = graph_of(model)
@@ -215,7 +216,7 @@ def _tops(model: Model) -> tuple[str, ...]:
     return tuple(
         site.name
         for site in model.of_kind(Kind.continuous)
-        if site.name in graph and not latent & networkx.ancestors(graph, site.name)
+        if site.name in graph and site.noise is None and not latent & networkx.ancestors(graph, site.name)
     )
 
 
