@@ -53,12 +53,13 @@ html_show_sourcelink = False
 
 
 def write_gallery() -> None:
-    """One page per folder of ``models/``: its README, and its program where there is only one."""
+    """One page per folder of ``models/``: its README, and its program or demonstration."""
     for folder in sorted(path.parent for path in MODELS.glob("*/README.md")):
         above = f"../../models/{folder.name}"
         page = [f"```{{include}} {above}/README.md", "```"]
-        if (folder / "model.py").is_file():
-            page += ["", "## The program", "", f"```{{literalinclude}} {above}/model.py", ":language: python", "```"]
+        for file, title in (("model.py", "The program"), ("demo.py", "The demonstration")):
+            if (folder / file).is_file():
+                page += ["", f"## {title}", "", f"```{{literalinclude}} {above}/{file}", ":language: python", "```"]
         target, text = HERE / "gallery" / f"{folder.name}.md", "\n".join(page) + "\n"
         if not target.is_file() or target.read_text() != text:
             target.write_text(text)
