@@ -149,6 +149,16 @@ def correctors():
         )
 
 
+def guidance():
+    yield "| question | method | weights | mean | covariance | evaluations |"
+    yield "| --- | --- | --: | --: | --: | --: |"
+    for row in read("guidance")["rows"]:
+        yield (
+            f"| {row['question']} | {row['method']} | {row['weights']:.3f} | {row['mean']:.3f} | "
+            f"{row['covariance']:.3f} | {row['evaluations'] or ''} |"
+        )
+
+
 TABLES = {
     "refit": refit,
     "nuts-overhead": nuts_overhead,
@@ -159,6 +169,7 @@ TABLES = {
     "particle-filter": particle_filter,
     "smc": smc,
     "correctors": correctors,
+    "guidance": guidance,
 }
 
 

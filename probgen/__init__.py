@@ -29,6 +29,7 @@ from probgen.infer.ensemble import AIES, ESS
 from probgen.infer.exact import Exact
 from probgen.infer.feynman_kac import FeynmanKac
 from probgen.infer.feynman_kac_training import FeynmanKacTraining
+from probgen.infer.forward_chi2 import ForwardChi2
 from probgen.infer.guides import BNAF, ELBO, IAF, IWAE, FullRank, LowRank, MeanField, Renyi
 from probgen.infer.hmcecs import HMCECS
 from probgen.infer.infer import RunFailed, infer
@@ -102,6 +103,7 @@ __all__ = [
     "Exact",
     "FeynmanKac",
     "FeynmanKacTraining",
+    "ForwardChi2",
     "FullRank",
     "Genealogy",
     "Guided",

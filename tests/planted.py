@@ -714,4 +714,307 @@ FILTERS = (
     ),
 )
 
-MUTANTS = PROGRAM + KERNELS + METHODS + RUN + PARTICLES + STATES + FILTERS
+LATENT_VARIABLES = (
+    Mutant(
+        "guides_get_one_share",
+        "generative/latent_objective.py",
+        "            z = _scaled_gradient(net.infer(key, x, c), share)\n",
+        "            z = net.infer(key, x, c)\n",
+        "importance-weighted gradients of the guide have the wrong expectation",
+        ("tests/test_vae.py::test_doubly_reparameterised_gradients_have_the_same_mean_and_less_noise",),
+    ),
+    Mutant(
+        "points_are_near_themselves",
+        "generative/latent_objective.py",
+        " - count) / (count * (count - 1))\n",
+        ") / count**2\n",
+        "the discrepancy of aggregate posterior and prior is too large",
+        ("tests/test_vae.py::test_discrepancy_is_unbiased",),
+    ),
+    Mutant(
+        "precisions_have_a_prior_per_datum",
+        "generative/vae_net.py",
+        " / self.count.value\n",
+        "\n",
+        "learned prior variances hardly follow the data",
+        ("tests/test_vae.py::test_learned_prior_variances_are_those_of_the_conjugate_update",),
+    ),
+    Mutant(
+        "gaps_have_potentials",
+        "generative/structured_vae.py",
+        "        whole = jnp.broadcast_to(seen[:, None], centre.shape)\n",
+        "        whole = jnp.ones(centre.shape, bool)\n",
+        "times that nobody saw count as data",
+        ("tests/test_structured_vae.py::test_the_bound_of_a_linear_model_is_its_evidence_and_gaps_are_integrated_out",),
+    ),
+    Mutant(
+        "hidden_pairs_count",
+        "generative/graph_vae.py",
+        "jnp.triu(jnp.ones(x.shape, bool), 1) & (x != 2)",
+        "jnp.triu(jnp.ones(x.shape, bool), 1)",
+        "pairs of nodes that nobody looked at count as absent edges",
+        ("tests/test_graph_vae.py::test_the_bound_is_made_of_its_terms_and_hidden_pairs_have_none",),
+    ),
+)
+
+CODES = (
+    Mutant(
+        "the_target_moves_too",
+        "generative/consistency.py",
+        "        target = jax.lax.stop_gradient(ends(net.net, x + lower.reshape(wide) * noise, lower, condition))\n",
+        "        target = ends(net.net, x + lower.reshape(wide) * noise, lower, condition)\n",
+        "consistency training pulls the target to the student, and the exact map is no solution",
+        ("tests/test_consistency.py::test_the_loss_is_stationary_at_the_exact_map",),
+    ),
+    Mutant(
+        "half_a_step_is_forgotten",
+        "generative/progressive_distillation.py",
+        "step(key, denoiser, half, jnp.asarray(middle)",
+        "step(key, denoiser, x, jnp.asarray(middle)",
+        "a halved sampler learns the second of two steps alone",
+        ("tests/test_consistency.py::test_one_step_with_the_merged_mean_is_two_steps",),
+    ),
+    Mutant(
+        "a_symbol_sees_itself",
+        "generative/code_prior.py",
+        "jnp.arange(len(row)) < position",
+        "jnp.arange(len(row)) <= position",
+        "the probabilities of all codes do not sum to one",
+        ("tests/test_latent_models.py::test_a_later_symbol_says_nothing_of_an_earlier_one",),
+    ),
+    Mutant(
+        "levels_see_clean_codes",
+        "generative/nested_diffusion.py",
+        " + self.family.noise * z[:size].reshape(spec.shape)\n",
+        "\n",
+        "draws pass codes on without the noise that levels were trained with",
+        ("tests/test_latent_models.py::test_a_chain_of_exact_levels_has_the_exact_joint_law",),
+    ),
+    Mutant(
+        "the_critic_moves_the_generator",
+        "generative/gan.py",
+        "jax.vmap(net.logit)(stop(made))",
+        "jax.vmap(net.logit)(made)",
+        "the generator helps the critic",
+        ("tests/test_latent_models.py::test_each_network_of_a_gan_is_moved_by_its_own_loss",),
+    ),
+)
+
+DISCRETE_MODELS = (
+    Mutant(
+        "blanks_are_not_weighed",
+        "generative/unmasking.py",
+        "jnp.where(blank, log_p, 0.0)) * size / number",
+        "jnp.where(blank, log_p, 0.0))",
+        "rows with many blanks count more than the bound says",
+        ("tests/test_discrete_models.py::test_estimates_of_the_bound_are_unbiased",),
+    ),
+    Mutant(
+        "a_reverse_step_counts_the_evidence_twice",
+        "generative/discrete_process.py",
+        "log_clean - jnp.where(possible, likelihood, 0.0), IMPOSSIBLE",
+        "log_clean, IMPOSSIBLE",
+        "reverse steps of a discrete diffusion have another law than Bayes' rule gives",
+        ("tests/test_discrete_diffusion.py::test_reverse_is_bayes_rule[uniform]",),
+    ),
+    Mutant(
+        "a_refused_guess_is_drawn_from_the_chain",
+        "generative/any_subset.py",
+        "jnp.maximum(jnp.exp(log_p) - jnp.exp(log_q), 0.0)",
+        "jnp.maximum(jnp.exp(log_p), 0.0)",
+        "speculation changes the law of what is drawn",
+        ("tests/test_symbol_models.py::test_speculation_draws_from_the_chain_of_conditionals[symbols0]",),
+    ),
+    Mutant(
+        "messages_are_too_sharp",
+        "generative/bayesian_flow.py",
+        "jnp.sqrt(accuracy * self.values) * noise",
+        "jnp.sqrt(accuracy) * noise",
+        "beliefs are surer than their messages allow",
+        ("tests/test_discrete_diffusion.py::test_continuous_loss_is_the_information_of_the_messages",),
+    ),
+)
+
+GUIDANCE = (
+    Mutant(
+        "classifier_gradient_without_noise_variance",
+        "generative/classifier_guidance.py",
+        "self.scale * sigma**2 / alpha * gain",
+        "self.scale * sigma / alpha * gain",
+        "classifier guidance has the wrong strength at every noise level",
+        ("tests/test_guidance.py::test_the_exact_noisy_classifier_gives_the_conditional_denoiser",),
+    ),
+    Mutant(
+        "guidance_steps_do_not_add_up",
+        "generative/training_free.py",
+        "d + length * gradient(mean + d)",
+        "d + length * gradient(mean)",
+        "steps in the denoised value all begin at the same point",
+        ("tests/test_training_free.py::test_the_whole_step_of_tfg",),
+    ),
+    Mutant(
+        "reference_is_noisy_to_the_end",
+        "generative/replacement.py",
+        "jnp.where(s > path.start, noisy, self.reference)",
+        "noisy",
+        "what is known comes out with the noise of the data end",
+        ("tests/test_replacement.py::test_what_is_known_is_kept_exactly",),
+    ),
+    Mutant(
+        "guidance_free_network_is_the_conditional_one",
+        "generative/guidance_free.py",
+        "share * guided + (1 - share) * uncond - x",
+        "guided - x",
+        "the weight of guidance does nothing",
+        ("tests/test_guidance_free.py::test_the_loss_is_least_at_the_guided_denoiser",),
+    ),
+)
+
+DIFFUSIONS = (
+    Mutant(
+        "chain_forgets_the_spread",
+        "generative/chain_bound.py",
+        "        return -0.5 * jnp.sum((true - mean) ** 2 / v + true_v / v - 1 - jnp.log(true_v / v))\n",
+        "        return -0.5 * jnp.sum((true - mean) ** 2 / v)\n",
+        "the divergence of a step counts the means alone, and the bound is none",
+        ("tests/test_chain_bound.py::test_two_steps_agree_with_quadrature",),
+    ),
+    Mutant(
+        "churn_is_not_denoised",
+        "generative/sampler.py",
+        "        return back, kept * x + ",
+        "        return t, kept * x + ",
+        "noise is added before a step, and the step begins where it began without it",
+        (
+            "tests/test_diffusion_sampler.py::test_the_marginals_are_those_of_the_noising_process_at_every_level",
+            "tests/test_diffusion_sampler.py::test_churn_adds_the_noise_that_it_says",
+        ),
+    ),
+    Mutant(
+        "auxiliary_rows_begin_at_zero",
+        "generative/linear_path.py",
+        "covariance + (of_rest * self.initial) @ of_rest.T",
+        "covariance",
+        "the momenta of a multivariate diffusion begin without their variance",
+        ("tests/test_multivariate_diffusion.py::test_moments_are_those_of_any_linear_equation",),
+    ),
+    Mutant(
+        "poisson_noise_is_per_row_normal",
+        "generative/poisson_flow.py",
+        "self.extra / 2 / half",
+        "half / (self.extra / 2)",
+        "a Poisson flow is trained with noise of another law than it is sampled from",
+        ("tests/test_diffusion.py::TestPoisson::test_the_radius_is_drawn_as_in_the_paper",),
+    ),
+    Mutant(
+        "tilts_are_in_standard_units",
+        "generative/corrected.py",
+        "    return x if units is None else units.outward(x)\n",
+        "    return x\n",
+        "a reward of a learned diffusion model is evaluated in standard units",
+        ("tests/test_diffusion.py::TestLearned::test_corrections_are_in_the_units_of_the_data",),
+    ),
+)
+
+FLOWS = (
+    Mutant(
+        "conditions_are_exchanged",
+        "generative/coupling.py",
+        "            other = jnp.any(condition[:, None] != condition, -1)\n",
+        "            other = jnp.zeros((len(x), len(x)))\n",
+        "starts are exchanged between conditions, and the prior of each is skewed",
+        ("tests/test_flow_matching.py::test_conditional_transport_leaves_the_prior_of_every_condition_alone",),
+    ),
+    Mutant(
+        "divergence_has_the_wrong_sign",
+        "generative/flow_matching.py",
+        "self.condition) + gained + self.units.log_det()",
+        "self.condition) - gained + self.units.log_det()",
+        "the density of a learned flow is that of its inverse",
+        ("tests/test_flow_matching.py::test_the_density_is_that_of_the_flow",),
+    ),
+    Mutant(
+        "half_of_the_score",
+        "generative/interpolant.py",
+        "a * jnp.cos(2 * theta) * noise, -2 / a * noise",
+        "a * jnp.cos(2 * theta) * noise, -1 / a * noise",
+        "the stochastic equation of an interpolant has other marginals than the ordinary one",
+        ("tests/test_interpolant.py::test_velocity_and_score_are_those_of_the_law_at_every_time[straight]",),
+    ),
+    Mutant(
+        "a_bridge_pulls_too_late",
+        "generative/phase_bridge.py",
+        "    gain = across / (g**2 * t**3 / 3)\n",
+        "    gain = across / (g**2 * t**3 / 2)\n",
+        "a bridge in phase space does not end at its datum",
+        ("tests/test_bridges.py::test_a_step_in_phase_space_is_the_bridge_of_integrated_brownian_motion",),
+    ),
+)
+
+NORMALISING_FLOWS = (
+    Mutant(
+        "a_spline_forgets_a_slope",
+        "generative/scalar_transform.py",
+        "    upper = last * share**2 + 2 * steep * cross + first * (1 - share) ** 2\n",
+        "    upper = first * share**2 + 2 * steep * cross + first * (1 - share) ** 2\n",
+        "the density of a spline flow is not that of its map",
+        ("tests/test_flow.py::test_scalar_transforms[Spline]",),
+    ),
+    Mutant(
+        "units_count_the_other_way",
+        "generative/flow.py",
+        "        return z.reshape(x.shape), gained + self.units.log_det()\n",
+        "        return z.reshape(x.shape), gained - self.units.log_det()\n",
+        "densities of a flow are in the wrong units",
+        ("tests/test_flow.py::test_flows_are_exact[MAF]",),
+    ),
+    Mutant(
+        "a_token_sees_itself",
+        "generative/transformer_layers.py",
+        "        before = jnp.concatenate([jnp.zeros_like(rows[:1]), rows[:-1]])\n",
+        "        before = rows\n",
+        "a transformer flow has no inverse, and the log determinant of another map",
+        ("tests/test_flow.py::test_flows_are_exact[transformer over rows]",),
+    ),
+    Mutant(
+        "dequantisation_forgets_the_noise",
+        "generative/dequantized_flow.py",
+        "        return v, standard_normal(z) - gained - jnp.sum(_log_sigmoid_slope(v))\n",
+        "        return v, standard_normal(z) - gained\n",
+        "the bound of a dequantised flow is none",
+        ("tests/test_flow.py::test_dequantisation_bounds_probabilities",),
+    ),
+    Mutant(
+        "flowjax_conditions_are_constants",
+        "generative/from_flowjax.py",
+        "        return self.net.log_density(x, self.condition)\n",
+        "        return self.net.log_density(x, jax.lax.stop_gradient(self.condition))\n",
+        "gradients with respect to conditions of flowjax flows are zero",
+        ("tests/test_flow.py::test_flowjax_keeps_the_gradient_of_the_condition",),
+    ),
+    Mutant(
+        "a_continuous_flow_contracts_for_nothing",
+        "generative/continuous_flow.py",
+        "return z, standard_normal(z) + gained + self.units.log_det(), energy",
+        "return z, standard_normal(z) - gained + self.units.log_det(), energy",
+        "the density of a continuous flow is that of its inverse",
+        ("tests/test_continuous_flow.py::test_a_linear_flow_is_a_normal_law",),
+    ),
+)
+
+MUTANTS = (
+    PROGRAM
+    + KERNELS
+    + METHODS
+    + RUN
+    + PARTICLES
+    + STATES
+    + FILTERS
+    + LATENT_VARIABLES
+    + CODES
+    + DISCRETE_MODELS
+    + GUIDANCE
+    + DIFFUSIONS
+    + FLOWS
+    + NORMALISING_FLOWS
+)

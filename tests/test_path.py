@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import probgen as pg
-from probgen.generative.path import VE, VP, Cosine, Rectified, SubVP, even_log_snr, even_times
+from probgen.generative.path import VE, VP, Cosine, Rectified, SubVP, even_log_snr, even_times, karras_times
 
 PATHS = [VP(), SubVP(), VE(), Cosine(), Rectified()]
 named = pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
@@ -47,13 +47,28 @@ def test_the_usual_process_has_its_closed_forms():
 
 @named
 def test_grids_go_from_noise_to_data(path):
-    for times in (even_times(path, 10), even_log_snr(path, 10)):
+    for times in (even_times(path, 10), even_log_snr(path, 10), karras_times(path, 10)):
         assert times.shape == (11,)
         assert times[0] == path.end
         assert times[-1] == path.start
         assert np.all(np.diff(times) < 0)
     even = np.diff(jax.vmap(path.log_snr)(even_log_snr(path, 10)))
     np.testing.assert_allclose(even, even.mean(), rtol=1e-7)
+
+
+@named
+def test_a_time_is_found_by_its_ratio(path):
+    times = jnp.linspace(path.start, path.end, 9)[1:-1]
+    np.testing.assert_allclose(path.time(jax.vmap(path.log_snr)(times)), times, rtol=1e-9)
+    np.testing.assert_allclose([path.time(1e6), path.time(-1e6)], [path.start, path.end], rtol=1e-9)
+
+
+def test_the_grid_of_edm_is_that_of_the_paper():
+    """Equation 5 of Karras et al.: sigma_i = (max^(1/7) + i / N (min^(1/7) - max^(1/7)))^7."""
+    path = VE(0.002, 80.0)
+    sigma = jax.vmap(lambda t: path(t)[1])(karras_times(path, 6))
+    high, low = sigma[0] ** (1 / 7), sigma[-1] ** (1 / 7)
+    np.testing.assert_allclose(sigma, (high + np.arange(7) / 6 * (low - high)) ** 7, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +79,7 @@ def test_grids_go_from_noise_to_data(path):
         (lambda: Rectified(start=0.5, end=0.2), "0 < start < end <= 1"),
         (lambda: even_times(VP(), 0), "steps must be an int of at least 1, got 0"),
         (lambda: even_log_snr(VP(), 2.5), "steps must be an int of at least 1, got 2.5"),
+        (lambda: karras_times(VP(), 5, rho=0.0), "rho must be a positive number, got 0.0"),
     ],
 )
 def test_wrong_settings_are_refused(make, words):

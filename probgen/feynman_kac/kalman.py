@@ -154,7 +154,7 @@ def state_space(
     f, q, h, scale = (jnp.broadcast_to(a, (length, *a.shape[-2:])) for a in (transition, noise, observation, scale))
     # Entries that were not seen leave the joint law of the others: their rows are taken out of the covariance.
     both = seen[:, :, None] & seen[:, None, :]
-    root = jnp.linalg.cholesky(jnp.where(both, scale @ scale.mT, jnp.eye(y.shape[1])))
+    root = jnp.linalg.cholesky(jnp.where(both, scale @ scale.mT, jnp.eye(y.shape[1], dtype=scale.dtype)))
     rows = jnp.where(seen[:, :, None], h, 0.0)
     white = jax.scipy.linalg.solve_triangular(
         root, jnp.concatenate([rows @ f, rows @ q, jnp.where(seen, y, 0.0)[..., None]], -1), lower=True

@@ -24,6 +24,7 @@ from probgen.generative.denoised_distribution import DenoisedDistribution
 from probgen.generative.denoiser import Denoiser, check_same
 from probgen.generative.path import Path, even_log_snr
 from probgen.generative.point_distribution import PointDistribution
+from probgen.generative.standardisation import Standardisation
 
 __all__ = ["Corrected", "Correction", "Guided", "Particles", "Product", "Tempered", "Tilted"]
 
@@ -136,10 +137,12 @@ class _Tilt(eqx.Module):
     terms: tuple[_Term, ...]
     rewards: tuple[_Reward, ...]
 
+    units: Standardisation | None
+
     def __call__(self, x: Array, t: Array) -> Scalar:
         powers = jnp.stack([term.power(t) for term in self.terms])
         means = jnp.stack([term.denoiser.mean(x, t) for term in self.terms])
-        denoised = jnp.tensordot(powers / jnp.sum(powers), means, 1)
+        denoised = _outward(self.units, jnp.tensordot(powers / jnp.sum(powers), means, 1))
         return jnp.sum(jnp.stack([r.power(t) * r.reward(denoised) for r in self.rewards]))
 
 
@@ -147,10 +150,17 @@ class _Final(eqx.Module):
     """The rewards at the data end."""
 
     rewards: tuple[_Reward, ...]
+    units: Standardisation | None
     end: float = eqx.field(static=True)
 
     def __call__(self, x: Array) -> Scalar:
+        x = _outward(self.units, x)
         return jnp.sum(jnp.stack([r.power(jnp.asarray(self.end)) * r.reward(x) for r in self.rewards]))
+
+
+def _outward(units: Standardisation | None, x: Array) -> Array:
+    """From the units of the denoisers to those of the data."""
+    return x if units is None else units.outward(x)
 
 
 class Corrected(PointDistribution):
@@ -160,11 +170,20 @@ class Corrected(PointDistribution):
     particles (a call for one draw runs the whole cloud: ask for many at once). ``run`` gives the weighted particles
     themselves, with the evidence. ``log_prob`` is refused, since the evidence is only estimated; ``log_density`` gives it
     up to the evidence, where the parts have exact densities.
+
+    Learned parts live in standard units; draws, rewards and the evidence are in those of the data, and the parts must
+    have been fitted in the same units.
     """
 
-    pytree_data_fields = ("corrector", "terms", "rewards", "correction")
+    pytree_data_fields = ("corrector", "terms", "rewards", "correction", "units")
 
-    def __init__(self, terms: tuple[_Term, ...], rewards: tuple[_Reward, ...], correction: Correction | None) -> None:
+    def __init__(
+        self,
+        terms: tuple[_Term, ...],
+        rewards: tuple[_Reward, ...],
+        correction: Correction | None,
+        units: Standardisation | None = None,
+    ) -> None:
         correction = Correction() if correction is None else correction
         denoisers = tuple(term.denoiser for term in terms)
         check_same(denoisers)
@@ -177,13 +196,13 @@ class Corrected(PointDistribution):
                 _Powers(tuple(term.power for term in terms)),
                 correction.grid(path, correction.steps),
                 shape,
-                tilt=_Tilt(terms, rewards) if rewards else None,
-                reward=_Final(rewards, path.start) if rewards else None,
+                tilt=_Tilt(terms, rewards, units) if rewards else None,
+                reward=_Final(rewards, units, path.start) if rewards else None,
                 kappa=correction.kappa,
                 transport=correction.transport,
                 scheme=correction.scheme,
             )
-        self.terms, self.rewards, self.correction = terms, rewards, correction
+        self.terms, self.rewards, self.correction, self.units = terms, rewards, correction, units
         super().__init__((), shape)
 
     def run(self, key: PRNGKey, *, particles: int | None = None, history: bool = False) -> Particles:
@@ -194,7 +213,14 @@ class Corrected(PointDistribution):
             particles: Number of particles, if not that of the correction.
             history: Return the ancestors of every step too.
         """
-        return _run(key, self.corrector, self.correction.settings(particles, history))
+        found = _run(key, self.corrector, self.correction.settings(particles, history))
+        if self.units is None:
+            return found
+        # Each power of a density takes the Jacobian with it, the integral takes one back.
+        powers = sum(term.power(jnp.asarray(self.terms[0].denoiser.path.start)) for term in self.terms)
+        return found._replace(
+            x=jax.vmap(self.units.outward)(found.x), log_z=found.log_z + (powers - 1) * self.units.log_det()
+        )
 
     def sample(self, key: PRNGKey, sample_shape: tuple[int, ...] = ()) -> Array:
         """Approximate draws, shape ``(*sample_shape, *event_shape)``, resampled from one cloud of particles."""
@@ -212,7 +238,7 @@ class Corrected(PointDistribution):
             MethodError: If a part has no exact density.
         """
         t = self.terms[0].denoiser.path.start
-        total = jnp.zeros(())
+        total, inward = jnp.zeros(()), x if self.units is None else self.units.inward(x)
         for term in self.terms:
             exact = getattr(term.denoiser, "log_density", None)
             if exact is None:
@@ -220,8 +246,9 @@ class Corrected(PointDistribution):
                     f"{type(term.denoiser).__name__} has no exact log density. Use DenoisedDistribution(...).log_prob "
                     f"for its probability flow."
                 )
-            total = total + term.power(jnp.asarray(t)) * exact(x, t)
-        return total + (_Final(self.rewards, t)(x) if self.rewards else 0.0)
+            power = term.power(jnp.asarray(t))
+            total = total + power * (exact(inward, t) + (0.0 if self.units is None else self.units.log_det()))
+        return total + (_Final(self.rewards, self.units, t)(inward) if self.rewards else 0.0)
 
     def density(self, x: Array) -> Scalar:
         raise MethodError(
@@ -251,6 +278,29 @@ def _run(key: PRNGKey, corrector: Corrector, settings: Settings) -> Particles:
 
 
 type Prior = DenoisedDistribution | Denoiser | Corrected
+
+
+def _units(parts: Sequence[Prior], what: str) -> Standardisation | None:
+    """The units that all parts have.
+
+    Raises:
+        MethodError: If they differ.
+    """
+    units = [getattr(part, "units", None) for part in parts]
+    first = units[0]
+    for i, other in enumerate(units[1:], 1):
+        if other is first:
+            continue
+        same = first is not None and other is not None
+        if same:
+            with jax.ensure_compile_time_eval():
+                same = all(bool(jnp.array_equal(a, b)) for a, b in zip(*map(jax.tree.leaves, (first, other)), strict=True))
+        if not same:
+            raise MethodError(
+                f"{what}: part {i} has other standard units than part 0, so their noisy values are not the same thing. "
+                f"Standardise the data yourself, and fit each with Diffusion(standardise=False)."
+            )
+    return first
 
 
 def _factors(prior: Prior, what: str) -> tuple[tuple[_Term, ...], tuple[_Reward, ...]]:
@@ -331,7 +381,8 @@ class Tempered(Corrected):
         if beta <= 0:
             raise MethodError(f"Tempered got beta={beta}, expected a positive power. Use beta > 1 for colder.")
         _check_schedule("Tempered", prior, schedule, beta)
-        super().__init__(*_powered(_factors(prior, "Tempered"), beta, schedule), correction)
+        factors = _powered(_factors(prior, "Tempered"), beta, schedule)
+        super().__init__(*factors, correction, _units((prior,), "Tempered"))
 
 
 class Product(Corrected):
@@ -359,7 +410,7 @@ class Product(Corrected):
         for part, power in zip(parts, powers, strict=True):
             more = _powered(_factors(part, "Product"), _finite("Product", "a power", power), None)
             terms, rewards = terms + more[0], rewards + more[1]
-        super().__init__(terms, rewards, correction)
+        super().__init__(terms, rewards, correction, _units(parts, "Product"))
 
 
 class Guided(Corrected):
@@ -388,7 +439,7 @@ class Guided(Corrected):
         rest = None if schedule is None else _one_minus(schedule)
         up = _powered(_factors(cond, "Guided"), weight, schedule)
         down = _powered(_factors(uncond, "Guided"), 1 - weight, rest)
-        super().__init__(up[0] + down[0], up[1] + down[1], correction)
+        super().__init__(up[0] + down[0], up[1] + down[1], correction, _units((cond, uncond), "Guided"))
 
 
 def _one_minus(schedule: Schedule) -> Schedule:
@@ -423,4 +474,5 @@ class Tilted(Corrected):
         if shape != ():
             raise MethodError(f"the reward of Tilted has shape {shape}, expected (). Return one number for one value.")
         _check_schedule("Tilted", prior, schedule, 1.0)
-        super().__init__(terms, (*rewards, _Reward(reward, _one().times(1.0, schedule))), correction)
+        tilted = (*rewards, _Reward(reward, _one().times(1.0, schedule)))
+        super().__init__(terms, tilted, correction, _units((prior,), "Tilted"))

@@ -3,14 +3,17 @@ r"""The law of a denoiser as a NumPyro distribution."""
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
+from probgen.generative.chain_bound import chain_bound
 from probgen.generative.denoiser import Denoiser
 from probgen.generative.path import even_log_snr
 from probgen.generative.point_distribution import PointDistribution
 from probgen.generative.sampler import Sampler, UniPC, flow_log_density, sample_path
+from probgen.generative.standardisation import Standardisation
 
 __all__ = ["DenoisedDistribution"]
 
@@ -22,8 +25,11 @@ class DenoisedDistribution(PointDistribution):
     order of the sampler. ``log_prob`` integrates the probability flow, exact up to ``tolerance`` (``dim`` derivatives
     for every evaluation); for a *learned* denoiser it is the density of that flow.
 
+    A learned denoiser lives in standard units; with ``units`` the distribution is over the data themselves.
+
     Args:
         denoiser: Posterior mean and path.
+        units: Between the data and the units of the denoiser; the same if left out.
         sampler: How to draw.
         steps: Steps of the sampler, evenly spaced in the log signal-to-noise ratio.
         tolerance: Of the integration of ``log_prob``, absolute and relative per step.
@@ -32,11 +38,17 @@ class DenoisedDistribution(PointDistribution):
         MethodError: If settings make no sense.
     """
 
-    pytree_data_fields = ("denoiser",)
-    pytree_aux_fields = ("sampler", "steps", "tolerance")
+    pytree_data_fields = ("denoiser", "units", "sampler")
+    pytree_aux_fields = ("steps", "tolerance")
 
     def __init__(
-        self, denoiser: Denoiser, *, sampler: Sampler = UniPC(), steps: int = 50, tolerance: float = 1e-6
+        self,
+        denoiser: Denoiser,
+        *,
+        units: Standardisation | None = None,
+        sampler: Sampler = UniPC(),
+        steps: int = 50,
+        tolerance: float = 1e-6,
     ) -> None:
         if not isinstance(denoiser, Denoiser):
             raise MethodError(
@@ -47,13 +59,30 @@ class DenoisedDistribution(PointDistribution):
             raise MethodError(f"tolerance must be between 0 and 1, got {tolerance!r}. Use 1e-6.")
         with jax.ensure_compile_time_eval():
             even_log_snr(denoiser.path, steps)
-        self.denoiser, self.sampler, self.steps, self.tolerance = denoiser, sampler, steps, tolerance
+        self.denoiser, self.units = denoiser, units
+        self.sampler, self.steps, self.tolerance = sampler, steps, tolerance
         super().__init__((), denoiser.shape)
 
     def draw(self, key: PRNGKey) -> Array:
         key_noise, key_path = jax.random.split(key)
         times = even_log_snr(self.denoiser.path, self.steps)
-        return sample_path(key_path, self.sampler, self.denoiser, self.denoiser.draw_noise(key_noise), times)
+        x = sample_path(key_path, self.sampler, self.denoiser, self.denoiser.draw_noise(key_noise), times)
+        return x if self.units is None else self.units.outward(x)
 
     def density(self, x: Array) -> Scalar:
-        return flow_log_density(self.denoiser, x, self.tolerance)
+        if self.units is None:
+            return flow_log_density(self.denoiser, x, self.tolerance)
+        return flow_log_density(self.denoiser, self.units.inward(x), self.tolerance) + self.units.log_det()
+
+    def bound(self, key: PRNGKey, value: Array) -> Array:
+        """An unbiased estimate of the variational bound of the ancestral sampler's log density, in ``steps`` steps;
+        shape that of ``value`` without the event. See ``chain_bound``."""
+        value = jnp.asarray(value)
+        keys = jax.random.split(key, value.shape[: value.ndim - self.event_dim])
+        return self.pointwise(lambda here, key, x: here._bound(key, x), (keys, 0), (value, self.event_dim))
+
+    def _bound(self, key: PRNGKey, x: Array) -> Scalar:
+        times = even_log_snr(self.denoiser.path, self.steps)
+        if self.units is None:
+            return chain_bound(key, self.denoiser, x, times).total
+        return chain_bound(key, self.denoiser, self.units.inward(x), times).total + self.units.log_det()

@@ -244,6 +244,8 @@ class Guidance(Denoiser):
 
     What a sampler makes of it is *not* the geometric average of the two laws: ``Guided`` is.
 
+    With a smaller or undertrained version of ``cond`` in place of ``uncond`` it is autoguidance (Karras et al. 2024).
+
     Attributes:
         cond: The denoiser given the condition.
         uncond: The one without.

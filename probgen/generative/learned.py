@@ -117,7 +117,7 @@ class Learned(PointDistribution):
                 f"model.given(condition)."
             )
         if ability not in self.offers:
-            has = "; ".join(_USES[name] for name in self.offers)
+            has = "; ".join(_USES[name] for name in self.offers) or "none of these by itself; it is a part of other models"
             raise MethodError(f"a {self._kind} has no {ability}. It has: {has}.")
 
     @property

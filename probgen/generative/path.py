@@ -12,7 +12,8 @@ a path cannot contradict itself. They are used between ``start`` and ``end`` onl
 
 References: Song et al. (2021), "Score-based generative modeling through stochastic differential equations" (VP, VE,
 sub-VP); Nichol and Dhariwal (2021) (cosine); Liu, Gong and Liu (2023), Lipman et al. (2023) (rectified); Kingma et al.
-(2021), "Variational diffusion models" (:math:`g^2` from the signal-to-noise ratio).
+(2021), "Variational diffusion models" (:math:`g^2` from the signal-to-noise ratio); Karras et al. (2022),
+"Elucidating the design space of diffusion-based generative models" (``karras_times``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from jax import Array
 
 from probgen.base.errors import MethodError
 
-__all__ = ["VE", "VP", "Cosine", "Path", "Rectified", "SubVP", "even_log_snr", "even_times"]
+__all__ = ["VE", "VP", "Cosine", "Path", "Rectified", "SubVP", "even_log_snr", "even_times", "karras_times"]
 
 type Time = Array | float
 
@@ -60,6 +61,22 @@ class Path(eqx.Module):
         r""":math:`\log(\alpha^2 / \sigma^2)`, which falls with ``t``."""
         alpha, sigma = self(t)
         return 2.0 * (jnp.log(alpha) - jnp.log(sigma))
+
+    def time(self, log_snr: Array | float) -> Array:
+        """The time between ``start`` and ``end`` with this log signal-to-noise ratio, by bisection; the shape of
+        ``log_snr``. Ratios that are not reached there give the end that is closest."""
+        log_snr = jnp.asarray(log_snr, float)
+        at = jnp.vectorize(self.log_snr)
+
+        def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bounds
+            middle = (low + high) / 2
+            later = at(middle) > log_snr
+            return jnp.where(later, middle, low), jnp.where(later, high, middle)
+
+        bounds = jnp.full(log_snr.shape, self.start), jnp.full(log_snr.shape, self.end)
+        low, high = jax.lax.fori_loop(0, 60, halve, bounds)
+        return (low + high) / 2
 
     def f(self, t: Time) -> Array:
         r"""Drift :math:`f(t) = \alpha' / \alpha` of the noising process."""
@@ -201,16 +218,18 @@ def even_log_snr(path: Path, steps: int) -> Array:
     ``(steps + 1,)``: the grid on which solvers in that variable keep their order."""
     _check_steps(steps)
     wanted = jnp.linspace(path.log_snr(path.end), path.log_snr(path.start), steps + 1)
+    return path.time(wanted).at[0].set(path.end).at[-1].set(path.start)
 
-    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = (low + high) / 2
-        later = jax.vmap(path.log_snr)(middle) > wanted
-        return jnp.where(later, middle, low), jnp.where(later, high, middle)
 
-    low, high = jnp.full(steps + 1, path.start), jnp.full(steps + 1, path.end)
-    low, high = jax.lax.fori_loop(0, 60, halve, (low, high))
-    return ((low + high) / 2).at[0].set(path.end).at[-1].set(path.start)
+def karras_times(path: Path, steps: int, rho: float = 7.0) -> Array:
+    r"""Times from the noise end to the data end at which :math:`(\sigma/\alpha)^{1/\rho}` is evenly spaced, shape
+    ``(steps + 1,)``: the grid of EDM, finer towards the data. As ``rho`` grows it tends to ``even_log_snr``."""
+    _check_steps(steps)
+    if not (math.isfinite(rho) and rho > 0):
+        raise MethodError(f"rho must be a positive number, got {rho!r}. Use 7.")
+    high, low = (jnp.exp(-path.log_snr(t) / (2 * rho)) for t in (path.end, path.start))
+    wanted = -2 * rho * jnp.log(jnp.linspace(high, low, steps + 1))
+    return path.time(wanted).at[0].set(path.end).at[-1].set(path.start)
 
 
 def _check_steps(steps: int) -> None:

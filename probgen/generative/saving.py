@@ -23,16 +23,31 @@ import numpy as np
 from jax import Array
 
 from probgen.base.errors import MethodError, StoreError
+from probgen.feynman_kac.transport import Divergence
+from probgen.generative.code_law import CodeLaw
+from probgen.generative.corruption import Corruption
 from probgen.generative.coupling import Coupling
+from probgen.generative.denoiser import Denoiser
+from probgen.generative.energy import Energy
 from probgen.generative.family import Family, Spec
+from probgen.generative.flow_layers import FlowLayers
+from probgen.generative.integral_circuit import IntegralUnits
 from probgen.generative.interpolant import Interpolant
 from probgen.generative.latent_objective import LatentObjective
+from probgen.generative.latent_tree import Structure
 from probgen.generative.learned import Learned
 from probgen.generative.likelihood import Likelihood
+from probgen.generative.linear_path import CompleteRecipe
+from probgen.generative.multivariate_diffusion import LinearStep
 from probgen.generative.ode_solver import OdeSolver
 from probgen.generative.path import Path as NoisePath
+from probgen.generative.process_diffusion import ProcessNoise
 from probgen.generative.sampler import Sampler
+from probgen.generative.scalar_transform import ScalarTransform
+from probgen.generative.self_supervised_vae import Summary
+from probgen.generative.snapshot_bridge import DriftFamily
 from probgen.generative.source import Source
+from probgen.generative.structured_vae import ChainPrior
 from probgen.generative.table import DiscreteTarget
 from probgen.generative.vae_net import Encoder, LatentPrior
 from probgen.run.output import unwritable, write_whole
@@ -44,19 +59,34 @@ VERSION = 1
 _JSON, _ARRAYS = "model.json", "arrays"
 _LARGEST = 2**20
 PARTS: list[type] = [
-    OdeSolver,
-    Interpolant,
-    Source,
+    DriftFamily,
+    Energy,
+    IntegralUnits,
+    Structure,
+    Divergence,
+    FlowLayers,
+    ScalarTransform,
+    ChainPrior,
+    CodeLaw,
+    CompleteRecipe,
     Coupling,
+    Corruption,
+    Denoiser,
     DiscreteTarget,
     Encoder,
     Family,
+    Interpolant,
     LatentObjective,
     LatentPrior,
     Likelihood,
+    LinearStep,
     NoisePath,
+    ProcessNoise,
+    OdeSolver,
     Sampler,
+    Source,
     Spec,
+    Summary,
 ]
 """Classes whose subclasses a description may name."""
 

@@ -59,6 +59,11 @@ class _Superposition(PointDistribution):
         denoisers = tuple(part.denoiser if isinstance(part, DenoisedDistribution) else part for part in parts)
         if len(denoisers) < 2 or not all(isinstance(denoiser, Denoiser) for denoiser in denoisers):
             raise MethodError(f"{what} got {parts!r}, expected at least two diffusion models. Give a list of them.")
+        if any(getattr(part, "units", None) is not None for part in parts):
+            raise MethodError(
+                f"{what} takes denoisers in the units of the data, and a part was learned in standard units. Give the "
+                f"denoisers themselves (model.denoiser), fitted in the same units, and map the draws back."
+            )
         check_same(denoisers)
         with jax.ensure_compile_time_eval():
             even_log_snr(denoisers[0].path, steps)

@@ -38,7 +38,8 @@ class ForwardChi2(Objective):
     """The forward chi-square divergence of the guide from the posterior: the guide covers every mode, and its weights
     estimate the evidence best.
 
-    For guides with a density at any point (all of probgen's). Give it many draws.
+    For guides with a density at any point (all of probgen's). Give it many draws, and a guide that begins wide: a mode
+    that no draw has seen has no weight, and is not found (``pg.MeanField()`` begins at one mode).
 
     Attributes:
         samples: Draws per step, at least 2.

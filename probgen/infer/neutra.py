@@ -10,9 +10,9 @@ import jax
 
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey
+from probgen.generative.autoregressive_layers import AutoregressiveLayers
 from probgen.generative.family import Family
 from probgen.generative.flow import Flow
-from probgen.generative.flow_layers import AutoregressiveLayers
 from probgen.generative.scalar_transform import Affine
 from probgen.infer.guides import LearnedGuide
 from probgen.infer.method import KernelMethod, Method, Need, Plan, Run
