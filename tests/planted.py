@@ -1002,8 +1002,36 @@ NORMALISING_FLOWS = (
     ),
 )
 
+CIRCUITS_AND_ENERGIES = (
+    Mutant(
+        "unbiased_divergence_forgets_its_correction",
+        "generative/boltzmann.py",
+        "a + plain * b + share * (b - c)",
+        "a + plain * b",
+        "coupled chains give the biased mean of a short chain",
+        ("tests/test_energy.py::test_unbiased_contrastive_divergence_is_unbiased",),
+    ),
+    Mutant(
+        "couplings_act_on_themselves",
+        "generative/monotone_boltzmann.py",
+        "return -(1 - block) * (flat.T @ flat)",
+        "return -(flat.T @ flat)",
+        "a variable of a monotone machine is driven by its own mean field",
+        ("tests/test_energy.py::test_the_parametrisation_is_monotone_and_hollow",),
+    ),
+    Mutant(
+        "unobserved_entries_count",
+        "generative/latent_tree.py",
+        "jnp.where(mask[:, None], self.leaves(x), 0.0)",
+        "self.leaves(x)",
+        "marginals of a circuit are densities of the whole",
+        ("tests/test_circuit.py::test_marginals_are_sums[HiddenChowLiu]",),
+    ),
+)
+
 MUTANTS = (
     PROGRAM
+    + CIRCUITS_AND_ENERGIES
     + KERNELS
     + METHODS
     + RUN

@@ -258,13 +258,13 @@ def test_dequantisation_bounds_probabilities(cells):
     model, p = cells
     np.testing.assert_allclose(p.sum(), 1, atol=1e-3)
     x = np.stack(np.meshgrid(np.arange(3), np.arange(3), indexing="ij"), -1).reshape(-1, 2)
-    keys = jax.random.split(jax.random.key(0), 2000)
+    keys = jax.random.split(jax.random.key(0), 6000)
     for dequantizer in (model.family.dequantizer, None):
         family = pg.DequantizedFlow(flow=model.family.flow, dequantizer=dequantizer)
         net = eqx.tree_at(lambda n: n.dequantizer, model.net, None) if dequantizer is None else model.net
         here = family.distribution(net, model.spec)
         bounds = np.asarray(jax.jit(jax.vmap(lambda key, here=here: here.bound(key, x)))(keys))
-        assert_mean(np.exp(bounds), p.reshape(-1), tolerance=1e-4, detects=0.1)
+        assert_mean(np.exp(bounds), p.reshape(-1), tolerance=1e-4, detects=0.12)
         assert (bounds.mean(0) < np.log(p.reshape(-1))).all()
         assert "log_prob" not in here.offers
 

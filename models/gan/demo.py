@@ -22,7 +22,7 @@ EXPECTED = {
 class Known(pg.GAN):
     """A generator that is not trained: a standard normal, in standard units."""
 
-    def made(self, net, z):  # noqa: ANN001
+    def made(self, net, z):
         return z
 
 

@@ -28,7 +28,7 @@ def main() -> dict[str, float]:
     held, learned = rng.normal(size=(2000, 2)), rng.normal(size=(40, 2))
 
     class Repeats:
-        def sample(self, key, shape):  # noqa: ANN001
+        def sample(self, key, shape):
             return jnp.asarray(learned)[jax.random.randint(key, shape, 0, len(learned))]
 
     models = {

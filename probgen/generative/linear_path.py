@@ -169,12 +169,24 @@ class CompleteRecipe(eqx.Module):
                 f"CompleteRecipe got beta={self.beta}, start={self.start}, end={self.end}, expected rates that are "
                 f"positive and do not fall, and 0 < start < end <= 1."
             )
-        path = self.path()
-        noise = np.asarray(path.moments(self.start)[1])
-        if not np.linalg.eigvalsh(noise).min() > 0:
+        if not np.linalg.eigvalsh(self._first_covariance()).min() > 0:
             raise MethodError(
                 "with these matrices noise does not reach every row by the start of the path. Raise start or the rank of D."
             )
+
+    def _first_covariance(self) -> np.ndarray:
+        """:math:`P` at ``start``, without JAX: a recipe is a setting, and is judged where modules are imported."""
+        from scipy.linalg import expm
+
+        root, skew = np.asarray(self.root, float), np.asarray(self.skew, float)
+        noise = 2 * root @ root.T
+        drift = -(root @ root.T + skew - skew.T) @ np.linalg.inv(np.asarray(self.stationary, float))
+        elapsed = self.beta[0] * self.start + 0.5 * (self.beta[1] - self.beta[0]) * self.start**2
+        size = len(root)
+        power = expm(elapsed * np.block([[drift, noise], [np.zeros_like(drift), -drift.T]]))
+        phi = power[:size, :size]
+        of_rest = phi[:, self.rows :]
+        return power[:size, size:] @ phi.T + (of_rest * np.asarray(self.initial)) @ of_rest.T
 
     @property
     def rows(self) -> int:

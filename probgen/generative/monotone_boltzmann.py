@@ -165,7 +165,7 @@ class MonotoneBoltzmann(DiscreteFamily):
     def adapt(self, key: PRNGKey, net: Couplings, x: Array, condition: Array | None) -> Couplings:
         counts = (x[:, :, None] == jnp.arange(net.b.shape[1])).sum(0).astype(jnp.float32) + 0.5
         return eqx.tree_at(
-            lambda n: n.b, net, X
+            lambda n: n.b, net, net.b.at[: x.shape[1]].set(jnp.log(counts / counts.sum(1, keepdims=True)))
         )
 
     def loss(self, key: PRNGKey, net: Couplings, x: Array, condition: Array | None, now: Now) -> Scalar:
