@@ -234,16 +234,16 @@ def test_a_neural_integral_circuit_is_normalised_and_converges():
     family = IntegralCircuit(points=12, units=NeuralUnits(width=16))
     few = pg.generative.Training(steps=60, batch=128, learning_rate=0.01)
     model = pg.generative.fit(family, chain(), training=few)
-    reference = np.asarray(jax.jit(model.compiled(48).log_prob)(ALL))
+    reference = np.asarray(jax.jit(model.compiled(64).log_prob)(ALL))
     np.testing.assert_allclose(np.exp(reference).sum(), 1, rtol=1e-12)
     errors = []
-    for points in (3, 6, 12):
+    for points in (8, 16, 32):
         values = np.asarray(jax.jit(model.compiled(points).log_prob)(ALL))
         np.testing.assert_allclose(np.exp(values).sum(), 1, rtol=1e-12)
         errors.append(np.abs(values - reference).max())
     assert errors[0] > 1e-4
-    assert errors[1] < errors[0] / 10
-    assert errors[2] < 1e-6
+    assert errors[1] < errors[0] / 5
+    assert errors[2] < errors[1] / 25, errors
 
 
 # -- Born machines ---------------------------------------------------------------------------------------------------

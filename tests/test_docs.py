@@ -36,6 +36,12 @@ def test_every_exported_name_has_its_place_in_the_reference():
     assert listed - set(pg.__all__) == set(), "these are not exported"
 
 
+def test_every_generative_name_has_its_place_in_the_reference():
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    listed = set(re.findall(r"auto(?:class|function|data):: probgen\.generative\.(\w+)$", pages, re.M))
+    assert set(pg.generative.__all__) - listed == set(), "add them to docs/api/"
+
+
 def test_every_method_is_in_the_table_of_the_readme():
     rows = re.findall(r"^\| (`pg\..*?) \|", README, re.M)
     named = set(re.findall(r"pg\.(\w+)", "".join(rows)))

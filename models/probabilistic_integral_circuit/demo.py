@@ -29,8 +29,8 @@ def data(count, seed):
 
 def main() -> dict[str, float]:
     """Fit at 16 points, compile at others."""
-    family = pg.generative.IntegralCircuit(points=16, units=pg.generative.NeuralUnits(width=24))
-    training = pg.generative.Training(steps=300, batch=128, learning_rate=1e-2, ema=0.98, weight_decay=0.0)
+    family = pg.generative.IntegralCircuit(points=16, units=pg.generative.NeuralUnits(width=32))
+    training = pg.generative.Training(steps=400, batch=128, learning_rate=1e-2, ema=0.98, weight_decay=0.0)
     model = pg.generative.fit(family, data(4000, 0), training=training)
     held = data(500, 1)
     alone = pg.generative.fit(pg.generative.Circuit(states=1, epochs=1, batch=4000), data(4000, 0))

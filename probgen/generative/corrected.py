@@ -294,7 +294,9 @@ def _units(parts: Sequence[Prior], what: str) -> Standardisation | None:
         same = first is not None and other is not None
         if same:
             with jax.ensure_compile_time_eval():
-                same = all(bool(jnp.array_equal(a, b)) for a, b in zip(*map(jax.tree.leaves, (first, other)), strict=True))
+                same = all(
+                    bool(jnp.array_equal(a, b)) for a, b in zip(*map(jax.tree.leaves, (first, other)), strict=True)
+                )
         if not same:
             raise MethodError(
                 f"{what}: part {i} has other standard units than part 0, so their noisy values are not the same thing. "

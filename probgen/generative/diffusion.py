@@ -219,6 +219,11 @@ class LearnedDiffusion(Learned):
     family: Diffusion
     net: _Net
 
+    def __init__(self, family: Diffusion, spec: Spec, net: _Net, condition: Array | None = None) -> None:
+        super().__init__(family, spec, net, condition)
+        # A sampler that draws noise of its own is no map.
+        self.noise_space = self.noise_space and not family.sampler.random
+
     @property
     def units(self) -> Standardisation:
         """Between data and the standard units in which the path lives."""

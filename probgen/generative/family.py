@@ -88,6 +88,11 @@ class Training(eqx.Module):
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise MethodError(f"Training got {name}={getattr(self, name)!r}, expected a positive number.")
+        if not self.weight_decay >= 0:
+            raise MethodError(f"Training got weight_decay={self.weight_decay!r}, expected at least 0.")
+        patience = self.patience
+        if patience is not None and (isinstance(patience, bool) or not isinstance(patience, int) or patience < 1):
+            raise MethodError(f"Training got patience={patience!r}, expected an int of at least 1, or None.")
 
     def optimiser(self) -> optax.GradientTransformation:
         """The optax transformation."""

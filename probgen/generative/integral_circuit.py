@@ -55,7 +55,7 @@ class _NeuralNet(eqx.Module):
     links: Array
     states: MLP
     leaf: Array
-    size: int = eqx.field(static=True)
+    half: float = eqx.field(static=True)
     values: int = eqx.field(static=True)
 
     def log_root(self, z: Array) -> Array:
@@ -63,7 +63,9 @@ class _NeuralNet(eqx.Module):
 
     def log_links(self, z: Array) -> Array:
         pairs = jnp.stack(jnp.meshgrid(z, z, indexing="ij"), -1)
-        return jnp.einsum("nw,abw->nab", self.links.astype(z.dtype), jax.vmap(jax.vmap(self.trunk))(pairs))
+        # Links begin as a random walk: without preferences nothing passes along a path, and descent starts at a saddle.
+        near = -2 * (z[:, None] - z) ** 2 / self.half**2
+        return near + jnp.einsum("nw,abw->nab", self.links.astype(z.dtype), jax.vmap(jax.vmap(self.trunk))(pairs))
 
     def leaves(self, z: Array) -> Categories | Normals:
         found = jnp.einsum("svw,aw->sav", self.leaf.astype(z.dtype), jax.vmap(self.states)(z[:, None]))
@@ -94,7 +96,7 @@ class NeuralUnits(IntegralUnits):
             links=jax.random.normal(key_links, (nodes, width), jnp.float32) / math.sqrt(width) * 3,
             states=MLP(key_states, 1, width, width, self.depth, jnp.tanh),
             leaf=jax.random.normal(key_leaf, (size, values or 2, width), jnp.float32) / math.sqrt(width),
-            size=size,
+            half=self.half,
             values=values,
         )
 

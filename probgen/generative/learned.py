@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 
 from probgen.base.errors import DataError, MethodError
+from probgen.base.keys import as_key
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.point_distribution import PointDistribution
 
@@ -117,7 +118,10 @@ class Learned(PointDistribution):
                 f"model.given(condition)."
             )
         if ability not in self.offers:
-            has = "; ".join(_USES[name] for name in self.offers) or "none of these by itself; it is a part of other models"
+            has = (
+                "; ".join(_USES[name] for name in self.offers)
+                or "none of these by itself; it is a part of other models"
+            )
             raise MethodError(f"a {self._kind} has no {ability}. It has: {has}.")
 
     @property
@@ -131,7 +135,9 @@ class Learned(PointDistribution):
             MethodError: If it has no density.
         """
         if "log_prob" not in self.offers:
-            raise MethodError(f"a {self._kind} has no log density, so samplers cannot move in its values. Leave it as it is.")
+            raise MethodError(
+                f"a {self._kind} has no log density, so samplers cannot move in its values. Leave it as it is."
+            )
         here = copy.copy(self)
         here.noise_space = False
         return here
@@ -157,7 +163,7 @@ class Learned(PointDistribution):
         self._ready("bound")
         value = jnp.asarray(value)
         batch = jnp.broadcast_shapes(self.batch_shape, value.shape[: value.ndim - self.event_dim])
-        keys = jax.random.split(key, batch)
+        keys = jax.random.split(as_key(key), batch)
         return self.pointwise(lambda here, key, x: here.bound_at(key, x), (keys, 0), (value, self.event_dim))
 
     @property

@@ -13,6 +13,7 @@ from jax import Array
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 
+from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 
 __all__ = ["PointDistribution"]
@@ -24,12 +25,14 @@ class PointDistribution(Distribution):
     With a ``condition`` it is a batch of distributions, one per condition; ``draw`` and ``density`` see one.
     """
 
-    pytree_aux_fields = ("_ranks",)
+    pytree_aux_fields = ("_ranks", "_promoted")
 
     condition: Array | None = None
     """Shape ``(*batch_shape, *shape of one condition)``."""
     _ranks: tuple[int, ...] | None = None
     """Axes of each array that is not the condition, one distribution at a time."""
+    _promoted: bool = False
+    """Whether axes in front of the arrays are known to be those of a scan, along which the arrays are equal."""
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         if self._ranks is None:
@@ -52,8 +55,14 @@ class PointDistribution(Distribution):
 
     def _unstacked(self) -> PointDistribution:
         """With one copy of the arrays: those of all steps are equal."""
-        if not self._stacked():
+        stacked = self._stacked()
+        if not stacked:
             return self
+        if not self._promoted:
+            raise MethodError(
+                f"this is a stack of shape {stacked} of {type(self).__name__}s, each with arrays of its own. Map over it: "
+                f"jax.vmap(lambda one: one.log_prob(x))(stack)."
+            )
         here, ranks = copy.copy(self), iter(self._ranks or ())
         for name, part in self._shared().items():
             setattr(here, name, jax.tree.map(lambda leaf: leaf[(0,) * (leaf.ndim - next(ranks))], part))
@@ -116,9 +125,10 @@ class PointDistribution(Distribution):
         return here
 
 
-@promote_batch_shape.register
+@promote_batch_shape.register  # pyright: ignore[reportCallIssue, reportArgumentType]
 def _promote(here: PointDistribution) -> PointDistribution:
     """See ``_stacked``: the steps become a batch."""
     promoted = copy.copy(here)
     promoted._batch_shape = (*here._stacked(), *here.batch_shape)
+    promoted._promoted = True
     return promoted

@@ -104,9 +104,8 @@ def save(model: Learned, folder: str | os.PathLike[str]) -> None:
     """
     if not isinstance(model, Learned):
         raise MethodError(f"save got a {type(model).__name__}, expected what fit(...) returns.")
-    folder = Path(folder)
-    if folder.exists() and not (folder / _JSON).is_file():
-        raise StoreError(f"{folder} exists and holds no learned distribution. Choose another folder.")
+    folder = Path(os.path.realpath(folder))  # what a link points to is replaced, not the link
+    _check_replaceable(folder)
     arrays: list[np.ndarray] = []
     described = {
         "version": VERSION,
@@ -117,18 +116,48 @@ def save(model: Learned, folder: str | os.PathLike[str]) -> None:
     arrays += pack(model.net)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            fresh, old = Path(scratch) / "new", _old(folder)
+            fresh.mkdir()  # with the usual permissions, which the scratch folder has not
             write_whole(fresh / _JSON, [json.dumps(described, indent=1).encode() + b"\n"])
             write_record(fresh / _ARRAYS, {}, arrays)
-            if folder.exists():
-                shutil.rmtree(folder)
-            fresh.rename(folder)
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
+            _replace(folder, fresh, old)
     except OSError as error:
         raise unwritable(folder, error) from error
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Only what ``save`` wrote is ever removed."""
+    if not os.path.lexists(folder):
+        return
+    inside = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
+    if _JSON not in inside:
+        raise StoreError(f"{folder} exists and holds no learned distribution. Choose another folder.")
+    foreign = sorted(inside - {_JSON, _ARRAYS})
+    if foreign:
+        raise StoreError(
+            f"{folder} would be replaced, and holds more than a learned distribution: {foreign[0]}. Choose another folder."
+        )
+
+
+def _old(folder: Path) -> Path:
+    """Where a model is while its successor takes its place."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _replace(folder: Path, fresh: Path, old: Path) -> None:
+    """Put a new folder in the place of an old one, which is whole under one of two names until the new one is there."""
+    if folder.exists():
+        if old.exists():  # a process that was killed has left it, and the newer one is in place
+            shutil.rmtree(old)
+        folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load(folder: str | os.PathLike[str]) -> Learned:
@@ -137,10 +166,13 @@ def load(folder: str | os.PathLike[str]) -> Learned:
     Raises:
         StoreError: If the folder holds none, is damaged, or was written by a newer probgen.
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))
+    if not folder.exists() and _old(folder).exists():  # save() was killed between two names
+        folder = _old(folder)
     file = folder / _JSON
     try:
-        if file.stat().st_size > _LARGEST:
+        size = file.stat().st_size
+        if not file.is_file() or size > _LARGEST:  # a pipe would be waited for
             raise _damaged(file)
         described = json.loads(file.read_text())
     except OSError as error:
@@ -160,9 +192,9 @@ def load(folder: str | os.PathLike[str]) -> Learned:
         family, spec = _made(described["family"], arrays), _made(described["spec"], arrays)
         template = _template(family, spec)
         own = arrays[described["settings"] :]
+        return family.distribution(unpack(template, own, folder / _ARRAYS), spec)
     except Exception as error:  # whatever a class makes of settings that it would not have written
         raise _damaged(file) from error
-    return family.distribution(unpack(template, own, folder / _ARRAYS), spec)
 
 
 def _template(family: Any, spec: Any) -> Any:

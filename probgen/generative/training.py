@@ -9,6 +9,7 @@ on where it was, bit for bit. Training computes in 32 bits; the fitted distribut
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import warnings
@@ -93,7 +94,10 @@ def fit(
     if not isinstance(training, Training):
         raise MethodError(f"training must be a Training, got {training!r}. Write pg.generative.Training(steps=5000).")
     key_build, key_adapt, key_split, key_train = jax.random.split(as_key(seed), 4)
-    source = _Stream(data, training, family) if _is_stream(data) else _Arrays(data, condition, training, family)
+    if isinstance(family, Solved):
+        # Nothing is judged on held-out data, so none are held out.
+        training = dataclasses.replace(training, validation=0.0)
+    source = _source(data, condition, training, family)
     source.hold_out(key_split)
     spec = source.spec(values)
     family.check(spec)
@@ -118,8 +122,16 @@ def fit(
 # -- data ------------------------------------------------------------------------------------------------------------
 
 
-def _is_stream(data: Any) -> bool:
-    return isinstance(data, Iterable) and not hasattr(data, "__array__") and not isinstance(data, list | tuple)
+def _source(data: Any, condition: Any, training: Training, family: Family) -> _Arrays | _Stream:
+    if not isinstance(data, Iterable) or hasattr(data, "__array__") or isinstance(data, list | tuple):
+        return _Arrays(data, condition, training, family)
+    if condition is not None:
+        raise DataError("data come in batches, and so must their conditions. Let each batch be a pair (data, condition).")
+    if isinstance(family, Solved):
+        raise DataError(
+            f"data come in batches, and a {type(family).__name__} is fitted from all data at once. Give one array."
+        )
+    return _Stream(data, training, family)
 
 
 def _checked(data: Any, family: Family, what: str) -> np.ndarray:
@@ -143,7 +155,11 @@ def _checked(data: Any, family: Family, what: str) -> np.ndarray:
         if array.min() < 0:
             raise DataError(f"data has the value {array.min()}, expected 0, 1, .... Number the values from 0.")
         return array.astype(np.int32)
-    return array.astype(np.float32)
+    with np.errstate(over="ignore"):
+        short = array.astype(np.float32)
+    if not np.isfinite(short).all():
+        raise DataError(f"{what} has values beyond 3e38, and training computes in 32 bits. Scale them down.")
+    return short
 
 
 class _Arrays:
@@ -219,19 +235,39 @@ class _Stream:
                 "a data loader."
             )
         self.data, self.training, self.family = data, training, family
-        self.first = self._read(next(iter(data)))
+        batch = next(iter(data), None)
+        if batch is None:
+            raise DataError("data has no batches. Give an object whose __iter__ begins anew, such as a data loader.")
+        self.first = self._read(batch)
+        self._values = 0
         self._running: Iterator[Any] | None = None
         self._at = 0
 
     def _read(self, batch: Any) -> tuple[np.ndarray, np.ndarray | None]:
         x, c = batch if isinstance(batch, tuple) else (batch, None)
-        return _checked(x, self.family, "data"), None if c is None else _checked(c, self.family, "condition")
+        x, c = _checked(x, self.family, "data"), None if c is None else _checked(c, self.family, "condition")
+        if c is not None and len(c) != len(x):
+            raise DataError(f"a batch has {len(c)} conditions and {len(x)} data. Give one per datum.")
+        return x, c
+
+    def _fitting(self, batch: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray | None]:
+        """A batch, if it is one of the same data as the first."""
+        here, first = ([None if a is None else a.shape[1:] for a in pair] for pair in (batch, self.first))
+        if here != first:
+            raise DataError(
+                f"a batch has data and conditions of the shapes {here}, and the first one of {first}. Give all in one shape."
+            )
+        if self._values and batch[0].max() >= self._values:
+            raise DataError(f"values={self._values}, but a batch has the value {batch[0].max()}. Give a larger values=.")
+        return batch
 
     def spec(self, values: int | None) -> Spec:
         """Shapes of the data."""
         x, c = self.first
         if self.family.discrete and values is None:
             raise DataError("data come in batches, whose largest value is not known. Give values=, their number.")
+        self._values = values or 0 if self.family.discrete else 0
+        self._fitting(self.first)
         return Spec(x.shape[1:], None if c is None else c.shape[1:], values or 0)
 
     def hold_out(self, key: PRNGKey) -> None:
@@ -253,7 +289,7 @@ class _Stream:
             count = 0
             for batch in itertools.islice(self.data, 1 if self.training.validation else 0, None):
                 count += 1
-                yield self._read(batch)
+                yield self._fitting(self._read(batch))
             if not count:
                 raise DataError("data has one batch, which is held out. Give more batches, or set validation=0.")
 
@@ -390,6 +426,11 @@ def _descend(
     with Progress(["training"], training.steps, shown, "steps") as bar:
         trained = train(descent, template, training.steps, training.block, store, bar, "training")
     losses, judged = trained.trace.T
+    if descent.patient and not descent.diverged and not np.isfinite(judged).any():
+        raise MethodError(
+            "no held-out loss is finite, so no weights are the best. Look for extreme values in the data, or set "
+            "validation=0."
+        )
     if descent.diverged:
         raise MethodError(
             f"training diverged: no loss is finite from step {len(losses) - training.block} on. Lower learning_rate "

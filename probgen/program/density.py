@@ -211,7 +211,7 @@ class Density(eqx.Module):
     def draw_discrete(self, key: PRNGKey, u: Position) -> Values:
         """Discrete latent sites, drawn by the program with its continuous sites at ``u``; the data play no part."""
         with handlers.block():
-            program = handlers.seed(Density(self.model).substituted(u), key)
+            program = handlers.seed(Density(self.model, noise=self.noise).substituted(u), key)
             sites = handlers.trace(program).get_trace()
         return {site.name: sites[site.name]["value"] for site in self.model.of_kind(Kind.discrete)}
 
