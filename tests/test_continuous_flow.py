@@ -98,6 +98,7 @@ def test_hutchinson_is_unbiased_for_the_log_density(curved):
     assert curved.offers["log_prob"] is pg.Exactness.ode
 
 
+@pytest.mark.slow
 def test_training_by_the_adjoint_has_the_same_gradients(curved):
     x = jax.random.normal(jax.random.key(3), (3, 3))
 
@@ -116,6 +117,7 @@ def test_training_by_the_adjoint_has_the_same_gradients(curved):
     assert np.corrcoef(coarse, direct)[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_fitting_and_saving(tmp_path):
     rng = np.random.default_rng(0)
     c = rng.normal(size=(1000, 1))

@@ -325,9 +325,8 @@ def test_chow_liu(values):
     # Likeliest tree: pairs along its edges have the frequencies of the data.
     p = np.exp(np.asarray(table.log_p)).reshape((values,) * 5)
     kept, gone = (0, 1), (2, 3, 4)
-    train = np.asarray(jax.random.permutation(jax.random.split(jax.random.key(0), 4)[2], 3000))[300:]
     counts = np.zeros((values, values))
-    np.add.at(counts, tuple(x[train][:, list(kept)].T), 1)
+    np.add.at(counts, tuple(x[:, list(kept)].T), 1)
     np.testing.assert_allclose(p.sum(gone), counts / counts.sum(), atol=2e-6)
     masks = jnp.array(list(itertools.product([False, True], repeat=5)))[::3]
     found = model.marginal(table.states[:, None], masks)

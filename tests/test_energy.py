@@ -73,6 +73,7 @@ def test_noise_contrast_has_its_asymptotic_variance():
     assert covariance[0, 0] > 1.05 / n  # worse than maximum likelihood
 
 
+@pytest.mark.slow
 def test_compositional_optimisation_beats_noise_contrast_on_the_mean_of_a_normal():
     """Same data, batches, steps and optimiser; the mean of the data is the maximum of the likelihood."""
     import optax

@@ -59,7 +59,7 @@ FLOWS = {
 }
 
 
-LONG = ("one entry", "IAF", "transformer over patches")
+LONG = ("one entry", "transformer over rows", "IAF", "transformer over patches")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in FLOWS])
@@ -105,6 +105,7 @@ def test_flows_are_exact(name):
     np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_entries_act_in_their_order():
     """The derivative of a masked network or a causal transformer is zero where it must be, and nowhere else."""
     net = shaken(MaskedMLP(jax.random.key(0), 4, 2, 12, 2, given=1))

@@ -67,6 +67,7 @@ def test_draws_and_paths_follow_the_equation(linear):
     assert forecast.shape == (2, 1)
 
 
+@pytest.mark.slow
 def test_fitting_saving_and_errors(tmp_path):
     rng = np.random.default_rng(0)
     times = np.sort(rng.uniform(0, 3, (200, 6)), 1)

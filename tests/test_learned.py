@@ -2,6 +2,8 @@
 maximum of the likelihood is known."""
 
 import json
+import os
+from pathlib import Path
 from typing import ClassVar
 
 import equinox as eqx
@@ -13,7 +15,7 @@ import pandas as pd
 import pytest
 
 import probgen as pg
-from probgen.generative import Exactness, Family, Learned, Spec, Training, fit, load, save, training
+from probgen.generative import Exactness, Family, Learned, Solved, Spec, Training, fit, load, save, training
 from probgen.generative.training import _Arrays
 from probgen.run.compiled import compile_count
 from probgen.run.store import Pace
@@ -129,6 +131,25 @@ def test_batches_from_elsewhere_and_frames_do_as_arrays_do():
     assert frame.spec.columns == ("a", "b")
 
 
+class Taught(NormalFamily):
+    """With a trained part."""
+
+    teacher: Learned | None = None
+
+
+class SolvedNormal(Solved, NormalFamily):
+    """By the mean and the standard deviation of all that it sees."""
+
+    def solve(self, key, net, x, condition):
+        return x.mean(0), jnp.log(x.std(0))
+
+
+def test_what_is_solved_sees_all_data():
+    np.testing.assert_allclose(fit(SolvedNormal(), X).net[0], X.mean(0), rtol=1e-5)
+    with pytest.raises(pg.DataError, match="a SolvedNormal is fitted from all data at once"):
+        fit(SolvedNormal(), Batches([X[:500], X[500:]]))
+
+
 class Batches:
     """Can be run through again."""
 
@@ -137,6 +158,14 @@ class Batches:
 
     def __iter__(self):
         return iter(self.batches)
+
+
+class Shuffled(Batches):
+    """In another order each time."""
+
+    def __iter__(self):
+        self.batches = self.batches[::-1]
+        return super().__iter__()
 
 
 def test_a_killed_fit_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -187,6 +216,20 @@ def test_diverged_training_says_so():
         fit(Never(), X)
 
 
+def test_held_out_losses_that_are_never_finite_are_no_judgement():
+    class Extreme(NormalFamily):
+        def loss(self, key, net, x, condition, now):
+            return super().loss(key, net, x, condition, now) * jnp.where(jnp.any(x > 1e6), jnp.nan, 1.0)
+
+    short = Training(steps=20, batch=64, block=10)
+    source = _Arrays(X, None, short, Extreme())
+    source.hold_out(jax.random.split(jax.random.key(0), 4)[2])
+    x = X.copy()
+    x[source.held[0]] = 1e7
+    with pytest.raises(pg.MethodError, match="no held-out loss is finite"):
+        fit(Extreme(), x, training=short)
+
+
 def test_refits_compile_nothing(model):
     fit(NormalFamily(), X, seed=4)
     before = compile_count()
@@ -233,6 +276,17 @@ def test_it_passes_through_jit_and_vmap(model, conditional):
     np.testing.assert_allclose(one_by_one, conditional.given(C).log_prob(X), rtol=1e-6)
 
 
+def test_a_stack_of_models_is_mapped_over(model, conditional):
+    other = jax.tree.map(lambda a: a + 1, model.net)
+    nets = jax.tree.map(lambda *a: jnp.stack(a), model.net, other)
+    stack = jax.vmap(lambda net: model.family.distribution(net, model.spec))(nets)
+    each = jax.vmap(lambda one: one.log_prob(X[0]))(stack)
+    there = [model.log_prob(X[0]), model.family.distribution(other, model.spec).log_prob(X[0])]
+    np.testing.assert_allclose(each, np.stack(there), rtol=1e-6)
+    with pytest.raises(pg.MethodError, match=r"a stack of shape \(2,\) of LearnedNormals"):
+        stack.log_prob(X[0])
+
+
 def test_what_a_model_lacks_it_names(model, conditional):
     with pytest.raises(pg.MethodError, match=r"a NormalFamily has no score. It has: sample\(key\).*; the log density"):
         model.score(X[0], 0.5)
@@ -240,6 +294,11 @@ def test_what_a_model_lacks_it_names(model, conditional):
         conditional.sample(jax.random.key(0))
     with pytest.raises(pg.MethodError, match="was fitted without conditions"):
         model.given(C)
+    for value in (0.3, X[:, :1], np.zeros(3)):
+        with pytest.raises(pg.DataError, match=r"the value has shape .*, expected \(\.\.\., 2\)"):
+            model.log_prob(value)
+    with pytest.raises(pg.DataError, match=r"the noise has shape \(3,\)"):
+        model.noise_map(np.zeros(3))
     with pytest.raises(pg.DataError, match=r"the condition has shape \(5, 3\), expected \(\.\.\., 2\)"):
         conditional.given(np.zeros((5, 3)))
 
@@ -257,6 +316,65 @@ def test_a_saved_model_is_the_same_bit_for_bit(tmp_path, model, conditional):
     save(conditional, tmp_path / "m0")  # replaces
     assert load(tmp_path / "m0").spec.condition == (2,)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m0", "m1"]
+
+
+def test_models_within_a_family_keep_their_condition_and_space(tmp_path, conditional):
+    teacher = conditional.given(C[0]).in_data_space()
+    save(Taught(teacher=teacher).distribution(conditional.net, Spec((2,))), tmp_path / "m")
+    again = load(tmp_path / "m").family.teacher
+    np.testing.assert_array_equal(again.log_prob(X), teacher.log_prob(X))
+    assert not again.noise_space
+
+
+def test_a_name_that_two_classes_have_is_refused(tmp_path, model):
+    namesake = type("Flow", (NormalFamily,), {"__module__": "mine"})()
+    with pytest.raises(pg.MethodError, match=r"a mine.Flow, and another class of that name is imported"):
+        save(namesake.distribution(model.net, model.spec), tmp_path / "m")
+
+
+def test_saving_removes_nothing_but_what_it_wrote(tmp_path, model):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "model.json").write_text("{}")
+    (mine / "thesis.txt").write_text("of years")
+    with pytest.raises(pg.StoreError, match=r"holds more than a learned distribution: thesis\.txt"):
+        save(model, mine)
+    assert (mine / "thesis.txt").read_text() == "of years"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_save_that_fails_midway_loses_nothing(tmp_path, model, conditional, monkeypatch, killed):
+    save(model, tmp_path / "m")
+    real = Path.rename
+
+    def failing(self, target):
+        if self.name == "new" or (killed and self.name == ".m.old"):
+            raise OSError("no")
+        return real(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", failing)
+        with pytest.raises(pg.StoreError, match="cannot be written"):
+            save(conditional, tmp_path / "m")
+    assert (tmp_path / "m").exists() is not killed
+    assert load(tmp_path / "m").spec == model.spec
+    save(conditional, tmp_path / "m")
+    assert load(tmp_path / "m").spec == conditional.spec
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_a_link_points_to_is_replaced(tmp_path, model, conditional):
+    save(model, tmp_path / "m")
+    (tmp_path / "latest").symlink_to("m")
+    save(conditional, tmp_path / "latest")
+    assert (tmp_path / "latest").is_symlink()
+    assert load(tmp_path / "m").spec == conditional.spec
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.json")
+    with pytest.raises(pg.StoreError, match="does not hold what save"):
+        load(tmp_path)
 
 
 def damaged(text, **changes):
@@ -316,6 +434,12 @@ def test_damaged_or_foreign_arrays_are_refused(tmp_path, model, conditional):
         ((X, C[:5]), "condition has 5 rows, but data has 1000"),
         ((iter([X]),), "iterator that can be run through once"),
         ((X[:1],), "too few"),
+        ((X * 1e300,), "beyond 3e38"),
+        ((Batches([]),), "has no batches"),
+        ((Shuffled([X, X + 1]),), "come in another order each time"),
+        ((Batches([X, X]), C), "and so must their conditions"),
+        ((Batches([X, X[:, :1]]),), r"shapes \[\(1,\), None\], and the first one of \[\(2,\), None\]"),
+        ((Batches([(X, C), (X, C[:5])]),), "5 conditions and 1000 data"),
     ],
 )
 def test_bad_data_are_refused(arguments, message):
@@ -330,5 +454,9 @@ def test_bad_settings_are_refused():
         Training(steps=0)
     with pytest.raises(pg.MethodError, match=r"ema=1.5, expected 0 <= ema < 1"):
         Training(ema=1.5)
+    with pytest.raises(pg.MethodError, match="patience=0, expected an int of at least 1"):
+        Training(patience=0)
+    with pytest.raises(pg.MethodError, match="weight_decay=-1"):
+        Training(weight_decay=-1.0)
     with pytest.raises(pg.MethodError, match="learning_rate=-1"):
         Training(learning_rate=-1)

@@ -9,7 +9,7 @@ import pytest
 from numpyro.contrib.control_flow import scan
 
 import probgen as pg
-from probgen.generative import Affine, Flow, Training, fit
+from probgen.generative import DDIM, Affine, Diffusion, Flow, Training, fit
 from probgen.generative.point_distribution import PointDistribution
 from probgen.program.density import Density
 from probgen.testing import assert_draws, assert_mean
@@ -152,6 +152,30 @@ def test_densities_of_noise_and_of_values_differ_by_the_jacobian(flow, name):
     assert (np.abs(slope) > 0).all()
 
 
+def test_steps_of_a_scan_have_networks_of_their_own(flow):
+    nets = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1]), flow.net)
+    c, y = np.random.default_rng(0).normal(size=(2, 3, 1)), np.random.default_rng(1).normal(size=(2, 3, 2))
+
+    def at(net, c):
+        return flow.family.distribution(net, flow.spec).given(c)
+
+    def program(y=None):
+        def step(carry, here):
+            net, c, y = here
+            with numpyro.plate("row", 3):
+                numpyro.sample("y", at(net, c), obs=y)
+            with numpyro.plate("other", 3):
+                numpyro.sample("z", at(net, jnp.ones(1)), obs=y)
+            return carry, None
+
+        scan(step, numpyro.sample("b", dist.Normal()), (nets, jnp.asarray(c), y))
+
+    here = Density(pg.Model(program, {"y": y})).log_likelihood(jnp.zeros(1))
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], nets) for i in range(2)]
+    there = sum((at(n, c[i]).log_prob(y[i]) + at(n, jnp.ones(1)).log_prob(y[i])).sum() for i, n in enumerate(each))
+    np.testing.assert_allclose(here, there, rtol=1e-6)
+
+
 def test_in_data_space_the_coordinates_are_the_values(flow):
     def program():
         numpyro.sample("x", flow.given(jnp.ones(1)).in_data_space())
@@ -160,6 +184,16 @@ def test_in_data_space_the_coordinates_are_the_values(flow):
     u = jnp.array([0.3, 0.4])
     np.testing.assert_allclose(density.constrain(u)["x"], u)
     np.testing.assert_allclose(density.log_density(u), flow.given(jnp.ones(1)).log_prob(u), rtol=1e-6)
+
+
+def test_a_sampler_that_draws_noise_is_no_map_from_noise():
+    short = Training(steps=1, batch=8, validation=0.0)
+    data = np.random.default_rng(0).normal(size=(8, 2))
+    for sampler, moves in ((DDIM(), True), (DDIM(eta=1.0), False)):
+        model = fit(Diffusion(width=4, depth=1, sampling_steps=2, sampler=sampler), data, training=short)
+        assert model.noise_space is moves
+    x = np.array([0.5, 1.0], np.float32)
+    np.testing.assert_allclose(model.log_prob(x), model.log_prob(x.astype(float)), rtol=1e-6)
 
 
 def test_prior_draws_have_the_law_of_the_distribution(flow):

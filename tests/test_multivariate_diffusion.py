@@ -165,7 +165,7 @@ def test_the_bound_is_that_of_the_data(recipe):
     denoiser = LinearDenoiser(recipe.path(), MixtureMean(law), 2 // recipe.rows)
     x = jnp.array([0.2, 0.1])
     bound = jax.jit(jax.vmap(lambda key: denoiser.bound(key, x.reshape(recipe.rows, -1), 64)))
-    found = bound(jax.random.split(jax.random.key(2), 40 * 40)).reshape(40, 40).mean(1)
+    found = bound(jax.random.split(jax.random.key(2), 40 * 100)).reshape(40, 100).mean(1)
     assert_mean(found, law.log_density(x, 0.0), detects=0.6, tolerance=0.01)
 
 

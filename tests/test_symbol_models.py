@@ -75,6 +75,7 @@ def test_guesses_that_are_never_refused_take_two_passes():
     assert_proportion(np.asarray(drawn).sum(0), 4000, np.exp(alone[:, 1]), detects=0.06)
 
 
+@pytest.mark.slow
 def test_an_entry_depends_on_those_of_lower_rank_alone():
     model = untrained(gen.AnySubset(width=8, depth=2, heads=2))
     x, ranks = jnp.array([0, 1, 1, 0]), jnp.array([2, 0, 3, 1])

@@ -51,6 +51,17 @@ _USES = {
 }
 
 
+def _points(array: Any, shape: tuple[int, ...], what: str) -> Array:
+    """Points of a given shape: what would be broadcast to it is a mistake."""
+    array = jnp.asarray(array)
+    if array.shape[max(array.ndim - len(shape), 0) :] != shape:
+        raise DataError(
+            f"the {what} has shape {array.shape}, expected (..., {', '.join(map(str, shape))}): that of one datum, after any "
+            f"batch. Reshape it."
+        )
+    return array
+
+
 class Learned(PointDistribution):
     """A distribution that was learned from data: a NumPyro distribution with declared abilities.
 
@@ -156,12 +167,12 @@ class Learned(PointDistribution):
             MethodError: If the model has no density (a bound is not one).
         """
         self._ready("log_prob")
-        return super().log_prob(value)
+        return super().log_prob(_points(value, self.event_shape, "value"))
 
     def bound(self, key: PRNGKey, value: Array) -> Array:
         """An unbiased estimate of a lower bound of the log density, shape that of ``value`` without the event."""
         self._ready("bound")
-        value = jnp.asarray(value)
+        value = _points(value, self.event_shape, "value")
         batch = jnp.broadcast_shapes(self.batch_shape, value.shape[: value.ndim - self.event_dim])
         keys = jax.random.split(as_key(key), batch)
         return self.pointwise(lambda here, key, x: here.bound_at(key, x), (keys, 0), (value, self.event_dim))
@@ -174,7 +185,8 @@ class Learned(PointDistribution):
     def noise_map(self, z: Array) -> Array:
         """From standard normal noise, shape ``(..., *noise_shape)``, to draws: the same law as ``sample``."""
         self._ready("noise_map")
-        return self.pointwise(lambda here, z: here.push(z), (jnp.asarray(z), len(self.noise_shape)))
+        shape = self.noise_shape
+        return self.pointwise(lambda here, z: here.push(z), (_points(z, shape, "noise"), len(shape)))
 
     def score(self, x: Array, t: Array | float) -> Array:
         """Gradient of the log density of the noisy value ``x`` at time ``t`` of the path, the shape of ``x``."""

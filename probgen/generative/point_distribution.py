@@ -25,14 +25,12 @@ class PointDistribution(Distribution):
     With a ``condition`` it is a batch of distributions, one per condition; ``draw`` and ``density`` see one.
     """
 
-    pytree_aux_fields = ("_ranks", "_promoted")
+    pytree_aux_fields = ("_ranks",)
 
     condition: Array | None = None
     """Shape ``(*batch_shape, *shape of one condition)``."""
     _ranks: tuple[int, ...] | None = None
     """Axes of each array that is not the condition, one distribution at a time."""
-    _promoted: bool = False
-    """Whether axes in front of the arrays are known to be those of a scan, along which the arrays are equal."""
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         if self._ranks is None:
@@ -53,20 +51,33 @@ class PointDistribution(Distribution):
             return jnp.shape(leaf)[: jnp.ndim(leaf) - rank]
         return ()
 
-    def _unstacked(self) -> PointDistribution:
-        """With one copy of the arrays: those of all steps are equal."""
-        stacked = self._stacked()
-        if not stacked:
-            return self
-        if not self._promoted:
+    def _by_step(
+        self, stacked: tuple[int, ...], function: Callable[..., Any], parts: tuple[tuple[Array, int], ...]
+    ) -> Any:
+        """``pointwise``, one step of a scan after another: each has arrays of its own."""
+        if self.batch_shape[: len(stacked)] != stacked:  # the axes of a scan are a batch, see ``_promote``
             raise MethodError(
                 f"this is a stack of shape {stacked} of {type(self).__name__}s, each with arrays of its own. Map over it: "
                 f"jax.vmap(lambda one: one.log_prob(x))(stack)."
             )
-        here, ranks = copy.copy(self), iter(self._ranks or ())
-        for name, part in self._shared().items():
-            setattr(here, name, jax.tree.map(lambda leaf: leaf[(0,) * (leaf.ndim - next(ranks))], part))
-        return here
+        batch = jnp.broadcast_shapes(self.batch_shape, *(array.shape[: array.ndim - ndim] for array, ndim in parts))
+        at = len(batch) - len(self.batch_shape)
+        own = (self._shared(), self.condition)
+        if stacked[0] == 1:  # for all points
+            own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch[at], *leaf.shape[1:])), own)
+
+        def steps_first(array: Array, ndim: int) -> Array:
+            return jnp.moveaxis(jnp.broadcast_to(array, (*batch, *array.shape[array.ndim - ndim :])), at, 0)
+
+        def at_step(own: tuple[dict[str, Any], Array | None], *points: Array) -> Any:
+            here, (shared, condition) = copy.copy(self), own
+            here.condition, here._batch_shape = condition, self.batch_shape[1:]
+            for name, part in shared.items():
+                setattr(here, name, part)
+            return here.pointwise(function, *((a, ndim) for a, (_, ndim) in zip(points, parts, strict=True)))
+
+        found = jax.vmap(at_step)(own, *(steps_first(array, ndim) for array, ndim in parts))
+        return jax.tree.map(lambda a: jnp.moveaxis(a, 0, at), found)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -100,11 +111,13 @@ class PointDistribution(Distribution):
             parts: Arrays of points, each with the number of axes of one point; the leading axes are broadcast against
                 one another and ``batch_shape``.
         """
-        whole = self._unstacked()
+        stacked = self._stacked()
+        if stacked:
+            return self._by_step(stacked, function, parts)
         heads = [array.shape[: array.ndim - ndim] for array, ndim in parts]
-        batch = jnp.broadcast_shapes(whole.batch_shape, *heads)
+        batch = jnp.broadcast_shapes(self.batch_shape, *heads)
         if not batch:
-            return function(whole, *(array for array, _ in parts))
+            return function(self, *(array for array, _ in parts))
         size = math.prod(batch)
 
         def flat(array: Array, ndim: int) -> Array:
@@ -112,11 +125,11 @@ class PointDistribution(Distribution):
             return jnp.broadcast_to(array, (*batch, *point)).reshape(size, *point)
 
         points = [flat(array, ndim) for array, ndim in parts]
-        if whole.condition is None:
-            found = jax.vmap(lambda *at: function(whole, *at))(*points)
+        if self.condition is None:
+            found = jax.vmap(lambda *at: function(self, *at))(*points)
         else:
-            conditions = flat(whole.condition, whole.condition.ndim - len(whole.batch_shape))
-            found = jax.vmap(lambda c, *at: function(whole._given_one(c), *at))(conditions, *points)
+            conditions = flat(self.condition, self.condition.ndim - len(self.batch_shape))
+            found = jax.vmap(lambda c, *at: function(self._given_one(c), *at))(conditions, *points)
         return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), found)
 
     def _given_one(self, condition: Array) -> PointDistribution:
@@ -130,5 +143,4 @@ def _promote(here: PointDistribution) -> PointDistribution:
     """See ``_stacked``: the steps become a batch."""
     promoted = copy.copy(here)
     promoted._batch_shape = (*here._stacked(), *here.batch_shape)
-    promoted._promoted = True
     return promoted

@@ -383,6 +383,8 @@ def flow_log_density(denoiser: Denoiser, x: Array, tolerance: float = 1e-6) -> S
     """
     import diffrax  # takes long, and sampling does without
 
+    # Times are default floats, and what is integrated must keep its precision.
+    x = x.astype(jnp.promote_types(x.dtype, jnp.result_type(float)))
     path, shape, dim = denoiser.path, x.shape, x.size
     basis = jnp.eye(dim, dtype=x.dtype)
 

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ def save(model: Learned, folder: str | os.PathLike[str]) -> None:
     """Write a learned distribution.
 
     Args:
-        model: From ``fit``; a condition that it was ``given`` is not kept.
+        model: From ``fit``. A condition that it was ``given``, ``in_data_space`` and the ``history`` are not kept; those
+            of models that are parts of the family are, but for the history.
         folder: A new folder, or one that holds a learned distribution, which is replaced.
 
     Raises:
@@ -171,10 +173,8 @@ def load(folder: str | os.PathLike[str]) -> Learned:
         folder = _old(folder)
     file = folder / _JSON
     try:
-        size = file.stat().st_size
-        if not file.is_file() or size > _LARGEST:  # a pipe would be waited for
-            raise _damaged(file)
-        described = json.loads(file.read_text())
+        plain = stat.S_ISREG(file.stat().st_mode) and file.stat().st_size <= _LARGEST  # a pipe would be waited for
+        described = json.loads(file.read_text()) if plain else None
     except OSError as error:
         raise StoreError(
             f"{folder} holds no learned distribution ({error.strerror}). Give the folder of save()."
@@ -224,9 +224,15 @@ def _described(value: Any, arrays: list[np.ndarray], where: str) -> Any:
         inner = {"family": _described(value.family, arrays, where), "spec": _described(value.spec, arrays, where)}
         first = len(arrays)
         arrays += pack(value.net)
-        return {"learned": inner, "first": first, "count": len(arrays) - first}
+        described = {"learned": inner, "first": first, "count": len(arrays) - first, "noise_space": value.noise_space}
+        return described | {"condition": _described(value.condition, arrays, where)}
     if isinstance(value, tuple(PARTS)) and dataclasses.is_dataclass(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        if _home(_classes()[type(value).__name__]) != _home(type(value)):
+            raise MethodError(
+                f"{where} is a {_home(type(value))}, and another class of that name is imported, so the name in a file would "
+                f"not tell them apart. Rename it."
+            )
         return {
             "class": type(value).__name__,
             "fields": {name: _described(v, arrays, f"{where}.{name}") for name, v in fields.items()},
@@ -250,7 +256,10 @@ def _made(value: Any, arrays: list[np.ndarray]) -> Any:
         family, spec = _made(value["learned"]["family"], arrays), _made(value["learned"]["spec"], arrays)
         template = _template(family, spec)
         own = arrays[value["first"] : value["first"] + value["count"]]
-        return family.distribution(unpack(template, own, Path(_ARRAYS)), spec)
+        made = family.distribution(unpack(template, own, Path(_ARRAYS)), spec)
+        if value["condition"] is not None:
+            made = made.given(_made(value["condition"], arrays))
+        return made if value["noise_space"] or not made.noise_space else made.in_data_space()
     cls = _classes()[value["class"]]
     made = object.__new__(cls)
     fields = {name: _made(v, arrays) for name, v in value["fields"].items()}
@@ -270,10 +279,16 @@ def _checked(made: Any, fields: dict[str, Any]) -> Any:
 
 
 def _classes() -> dict[str, type]:
+    """By name, those of probgen first; of classes that were defined anew (in a notebook) the last."""
     found: dict[str, type] = {}
     todo = list(PARTS)
-    while todo:
-        cls = todo.pop()
-        found[cls.__name__] = cls
+    for cls in todo:
+        there = found.get(cls.__name__)
+        if there is None or not _home(there).startswith("probgen.") or _home(there) == _home(cls):
+            found[cls.__name__] = cls
         todo += cls.__subclasses__()
     return found
+
+
+def _home(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -71,7 +71,8 @@ def fit(
     Args:
         family: What to fit, for example ``pg.generative.Flow()``.
         data: One datum per row, shape ``(n, *shape)``: an array, a DataFrame, or, for data larger than memory, an
-            iterable of batches of one size (arrays, or pairs of arrays with conditions) that can be run through again.
+            iterable of batches of one size (arrays, or pairs of arrays with conditions) that can be run through again;
+            the first batch is held out, so they must come in the same order each time.
         condition: What each datum is given, shape ``(n, *condition)``; the result is then a distribution once
             ``given`` a condition.
         training: Steps, rates, batches; the family's own defaults if ``None``.
@@ -126,7 +127,9 @@ def _source(data: Any, condition: Any, training: Training, family: Family) -> _A
     if not isinstance(data, Iterable) or hasattr(data, "__array__") or isinstance(data, list | tuple):
         return _Arrays(data, condition, training, family)
     if condition is not None:
-        raise DataError("data come in batches, and so must their conditions. Let each batch be a pair (data, condition).")
+        raise DataError(
+            "data come in batches, and so must their conditions. Let each batch be a pair (data, condition)."
+        )
     if isinstance(family, Solved):
         raise DataError(
             f"data come in batches, and a {type(family).__name__} is fitted from all data at once. Give one array."
@@ -258,7 +261,9 @@ class _Stream:
                 f"a batch has data and conditions of the shapes {here}, and the first one of {first}. Give all in one shape."
             )
         if self._values and batch[0].max() >= self._values:
-            raise DataError(f"values={self._values}, but a batch has the value {batch[0].max()}. Give a larger values=.")
+            raise DataError(
+                f"values={self._values}, but a batch has the value {batch[0].max()}. Give a larger values=."
+            )
         return batch
 
     def spec(self, values: int | None) -> Spec:
@@ -287,11 +292,23 @@ class _Stream:
     def _endless(self) -> Iterator[Any]:
         while True:
             count = 0
-            for batch in itertools.islice(self.data, 1 if self.training.validation else 0, None):
+            for index, batch in enumerate(self.data):
+                if index == 0 and self.training.validation:
+                    self._check_held(self._read(batch))
+                    continue
                 count += 1
                 yield self._fitting(self._read(batch))
             if not count:
                 raise DataError("data has one batch, which is held out. Give more batches, or set validation=0.")
+
+    def _check_held(self, batch: tuple[np.ndarray, np.ndarray | None]) -> None:
+        (x, c), (first_x, first_c) = batch, self.first
+        same = c is None if first_c is None else c is not None and np.array_equal(c, first_c)
+        if not (same and np.array_equal(x, first_x)):
+            raise DataError(
+                "data come in another order each time, so the first batch cannot be held out. Shuffle them once, or set "
+                "validation=0."
+            )
 
     def batches(self, key: PRNGKey, first: int, last: int) -> _Data:
         """The batches of these steps; a resumed fit runs through those before them."""
