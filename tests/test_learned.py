@@ -16,7 +16,7 @@ import pytest
 
 import probgen as pg
 from probgen.generative import Exactness, Family, Learned, Solved, Spec, Training, fit, load, save, training
-from probgen.generative.training import _Arrays
+from probgen.generative.training_data import Arrays
 from probgen.run.compiled import compile_count
 from probgen.run.store import Pace
 
@@ -97,7 +97,7 @@ def test_the_best_weights_on_held_out_data_are_kept():
     held = model.history["validation"]
     assert np.isfinite(held[19::20]).all()
     assert np.isnan(held.reshape(-1, 20)[:, :19]).all()
-    source = _Arrays(X, None, wild, NormalFamily())
+    source = Arrays(X, None, wild, NormalFamily())
     source.hold_out(jax.random.split(jax.random.key(0), 4)[2])
     rows = source.held[: len(source.held) // 64 * 64]
     now = -np.mean(model.log_prob(X[rows].astype(np.float32)))
@@ -112,7 +112,7 @@ def test_training_stops_where_nothing_is_gained_any_more():
 
 
 def test_an_epoch_sees_every_datum_once():
-    source = _Arrays(X, None, Training(batch=100, validation=0.1), NormalFamily())
+    source = Arrays(X, None, Training(batch=100, validation=0.1), NormalFamily())
     source.hold_out(jax.random.key(0))
     rows = np.asarray(source.batches(jax.random.key(1), 0, 18))
     assert np.array_equal(np.sort(rows[:9].ravel()), np.arange(900))
@@ -222,7 +222,7 @@ def test_held_out_losses_that_are_never_finite_are_no_judgement():
             return super().loss(key, net, x, condition, now) * jnp.where(jnp.any(x > 1e6), jnp.nan, 1.0)
 
     short = Training(steps=20, batch=64, block=10)
-    source = _Arrays(X, None, short, Extreme())
+    source = Arrays(X, None, short, Extreme())
     source.hold_out(jax.random.split(jax.random.key(0), 4)[2])
     x = X.copy()
     x[source.held[0]] = 1e7

@@ -222,7 +222,7 @@ class LearnedBoltzmann(LearnedEnergy):
 
     @property
     def units(self) -> Units:
-        """Biases and weights, in the precision of the session."""
+        """Biases and weights, in the default precision of JAX."""
         return jax.tree.map(lambda a: a.astype(jnp.result_type(float)), self.net)
 
     def energy_at(self, x: Array) -> Scalar:

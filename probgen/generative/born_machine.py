@@ -193,7 +193,7 @@ class LearnedBornMachine(Tractable):
 
     @property
     def state(self) -> _State:
-        """The matrices, in the precision of the session."""
+        """The matrices, in the default precision of JAX."""
         return self.net.state(jnp.zeros(()).dtype)
 
     def marginal_at(self, x: Array, mask: Array) -> Scalar:

@@ -174,7 +174,7 @@ class LearnedCircuit(Tractable):
 
     @property
     def tree(self) -> LatentTree:
-        """The circuit, in the units of its leaves and the precision of the session."""
+        """The circuit, in the units of its leaves and the default precision of JAX."""
         return self.net.tree(jnp.zeros(()).dtype)
 
     def most_probable(self, value: Array, mask: Array) -> Array:

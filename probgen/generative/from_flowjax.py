@@ -38,7 +38,7 @@ class _Held(eqx.Module):
     @staticmethod
     def of(flow: Any) -> _Held:
         """Take it apart."""
-        from paramax import NonTrainable  # comes with flowjax
+        from paramax import NonTrainable  # pyright: ignore[reportMissingImports] comes with flowjax
 
         arrays, rest = eqx.partition(flow, eqx.is_array)
 
@@ -53,7 +53,7 @@ class _Held(eqx.Module):
 
     def whole(self) -> Any:
         """Put together, with what paramax wraps computed."""
-        from paramax import unwrap
+        from paramax import unwrap  # pyright: ignore[reportMissingImports]
 
         return unwrap(eqx.combine(self.weights, self.fixed.value, self.rest))
 
@@ -83,7 +83,7 @@ class FromFlowjax(Family):
         if isinstance(flow, _Held):
             self.flow = flow
             return
-        from flowjax.distributions import AbstractDistribution
+        from flowjax.distributions import AbstractDistribution  # pyright: ignore[reportMissingImports]
 
         if not isinstance(flow, AbstractDistribution):
             raise MethodError(

@@ -208,7 +208,7 @@ class LearnedMonotoneBoltzmann(LearnedDiscrete):
 
     @property
     def couplings(self) -> Couplings:
-        """The weights, in the precision of the session."""
+        """The weights, in the default precision of JAX."""
         return jax.tree.map(lambda a: a.astype(jnp.result_type(float)), self.net)
 
     def mean_field(self, x: Array, mask: Array) -> MeanField:
