@@ -43,4 +43,4 @@ class Standardisation(eqx.Module):
 
     def log_det(self) -> Scalar:
         """Log determinant of ``inward``: what a log density in standard units gains in data units."""
-        return -jnp.sum(jnp.log(self.scale.value.astype(float)))
+        return -jnp.sum(jnp.log(self.scale.value))
