@@ -159,7 +159,33 @@ def guidance():
         )
 
 
+def flows():
+    found = read("flows")
+    yield "| data | gap to the entropy, nats | wanted | seconds of training |"
+    yield "| --- | --: | --: | --: |"
+    for name in ("8gaussians", "checkerboard"):
+        row = found[name]
+        yield f"| {name} | {row['gap']:.4f} | {row['wanted']} | {row['seconds']:.0f} |"
+    yield ""
+    yield "| dimensions | probgen, ms per step | flowjax, ms per step | ratio |"
+    yield "| --: | --: | --: | --: |"
+    for name, row in found.items():
+        if name.startswith("step, "):
+            dim = name.split()[1]
+            yield f"| {dim} | {1e3 * row['probgen']:.2f} | {1e3 * row['flowjax']:.2f} | {row['ratio']:.2f} |"
+
+
+def discrete():
+    yield "| model | test log likelihood, nats per row | | seconds |"
+    yield "| --- | --: | --- | --: |"
+    for row in read("discrete")["rows"]:
+        value = f"{row['log_likelihood']:.3f} ± {row['standard_error']:.3f}"
+        yield f"| {row['model']} | {value} | {row['kind']} | {row['seconds']:.0f} |"
+
+
 TABLES = {
+    "flows": flows,
+    "discrete": discrete,
     "refit": refit,
     "nuts-overhead": nuts_overhead,
     "posteriordb": posteriordb,
