@@ -54,6 +54,9 @@ html_show_sourcelink = False
 
 def write_gallery() -> None:
     """One page per folder of ``models/``: its README, and its program or demonstration."""
+    for page in (HERE / "gallery").glob("*.md"):
+        if page.stem != "index" and not (MODELS / page.stem / "README.md").is_file():
+            page.unlink()  # of a model that is gone
     for folder in sorted(path.parent for path in MODELS.glob("*/README.md")):
         above = f"../../models/{folder.name}"
         page = [f"```{{include}} {above}/README.md", "```"]
