@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.family import Family, Now, Spec, Training
@@ -65,7 +66,7 @@ class Autoencoder(Family):
     training: ClassVar[Training] = Training(weight_decay=0.0)
 
     def check(self, spec: Spec) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+        if not is_count(self.size):
             raise MethodError(f"Autoencoder got size={self.size!r}, expected an int of at least 1.")
         if not self.variance >= 0:
             raise MethodError(f"Autoencoder got variance={self.variance!r}, expected >= 0. Use 0.01.")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.family import Spec
@@ -84,7 +85,7 @@ class GaussianCode(CodeLaw):
     discrepancy: float = eqx.field(static=True, default=1.0)
 
     def check(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+        if not is_count(self.size):
             raise MethodError(f"GaussianCode got size={self.size!r}, expected an int of at least 1.")
         if not (self.divergence >= 0 and self.discrepancy >= 0):
             raise MethodError(
@@ -137,7 +138,7 @@ class SymbolCode(CodeLaw):
     def check(self) -> None:
         for name, least in (("number", 1), ("values", 2)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_count(value, least):
                 raise MethodError(f"SymbolCode got {name}={value!r}, expected an int of at least {least}.")
         if not self.temperature > 0:
             raise MethodError(f"SymbolCode got temperature={self.temperature!r}, expected a positive number. Use 1.0.")

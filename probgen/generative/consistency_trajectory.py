@@ -33,13 +33,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import ndtri
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.consistency import FEATURES, Net, check_levels, features, level
-from probgen.generative.denoiser import Denoiser
+from probgen.generative.diffusion import LearnedDenoiser
 from probgen.generative.family import Family, Now, Spec, Training
 from probgen.generative.learned import Exactness, Learned
-from probgen.generative.path import VE, Path, Time
+from probgen.generative.path import VE, Time
 from probgen.generative.sampler import flow_log_density
 from probgen.generative.standardisation import Standardisation
 from probgen.nets import Conditioned
@@ -81,7 +82,7 @@ class ConsistencyTrajectory(Family):
         check_levels(self.levels)
         for name in ("grid", "reach", "jumps"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_count(value):
                 raise MethodError(
                     f"ConsistencyTrajectory got {name}={value!r}, expected an int of at least 1. Change {name}."
                 )
@@ -161,22 +162,8 @@ def jump(net: Conditioned, x: Array, t: Array | float, s: Array | float, conditi
     return s / t * x + (1 - s / t) * ends(net, x, t, s, condition)
 
 
-class TrajectoryDenoiser(Denoiser):
-    """A consistency trajectory model as denoiser, in standard units.
-
-    Attributes:
-        net: The network.
-        path: From data to noise.
-        condition: What the data are given; ``None`` without conditions.
-    """
-
-    net: Conditioned
-    path: Path
-    condition: Array | None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.net.shape
+class TrajectoryDenoiser(LearnedDenoiser):
+    """A consistency trajectory model as denoiser, in standard units; its attributes are those of ``LearnedDenoiser``."""
 
     def mean(self, x: Array, t: Time) -> Array:
         """See ``Denoiser.mean``."""

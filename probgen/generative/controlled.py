@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import DataError, MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.denoiser import Denoiser
@@ -87,7 +88,7 @@ class Controlled(Family):
             raise MethodError(f"Controlled got power={self.power!r}, expected a positive number. Use power=1.")
         for name in ("steps", "width", "depth"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_count(value):
                 raise MethodError(f"Controlled got {name}={value!r}, expected an int of at least 1. Change {name}.")
 
     def build(self, key: PRNGKey, spec: Spec) -> _Net:

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.family import Family, Now, Spec, Training
@@ -96,7 +97,7 @@ class CoupledMixture(Family):
     def check(self, spec: Spec) -> None:
         for name, least in (("categories", 2), ("state", 1), ("arms", 1), ("width", 1), ("depth", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_count(value, least):
                 raise MethodError(f"CoupledMixture got {name}={value!r}, expected an int of at least {least}.")
         for name in ("coupling", "augmentation"):
             if not getattr(self, name) >= 0:

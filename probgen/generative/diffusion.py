@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import ndtri
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.chain_bound import chain_bound
@@ -114,7 +115,7 @@ class Diffusion(Family):
         name = type(self).__name__
         for what in ("width", "depth", "sampling_steps", "bound_steps"):
             value = getattr(self, what)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_count(value):
                 raise MethodError(f"{name} got {what}={value!r}, expected an int of at least 1. Change {what}.")
         if not isinstance(self.path, Path):
             raise MethodError(f"{name} got path={self.path!r}, expected a path. Use path=VP().")

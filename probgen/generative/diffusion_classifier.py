@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey
 
@@ -55,7 +56,7 @@ def class_log_probs(
     classes = tuple(classes)
     if len(classes) < 2:
         raise MethodError(f"there must be at least two classes, got {len(classes)}. Give the model of each class.")
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+    if not is_count(draws):
         raise MethodError(f"draws must be an int of at least 1, got {draws!r}. Use draws=16.")
     shares = np.full(len(classes), 1 / len(classes)) if prior is None else np.asarray(prior, float)
     if shares.shape != (len(classes),) or not (shares > 0).all() or not np.isclose(shares.sum(), 1, rtol=1e-6):

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from numpyro.distributions import constraints
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey
 from probgen.generative.family import Family, Spec
@@ -35,7 +36,7 @@ class DiscreteFamily(Family):
             )
         for name in ("width", "depth", "steps"):
             value = getattr(self, name, 1)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and not is_count(value):
                 raise MethodError(
                     f"{type(self).__name__} got {name}={value!r}, expected an int of at least 1. Change {name}."
                 )

@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey
 from probgen.generative.denoiser import Denoiser
@@ -93,7 +94,7 @@ def model_statistics(key: PRNGKey, denoiser: Denoiser, data: Array, points: int 
     """
     if data.ndim != len(denoiser.shape) + 1 or data.shape[1:] != denoiser.shape or data.shape[0] < 2:
         raise MethodError(f"data must have the shape (n, *{denoiser.shape}) with n > 1, got {data.shape}. Stack draws.")
-    if isinstance(points, bool) or not isinstance(points, int) or points < 4:
+    if not is_count(points, 4):
         raise MethodError(f"points must be an int of at least 4, got {points!r}. Use points=64.")
     path = denoiser.path
     key_noise, key_probe = jax.random.split(key)

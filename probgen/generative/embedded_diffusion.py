@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import ndtri
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.classifier_guidance import ClassifierGuidance
@@ -90,7 +91,7 @@ class EmbeddedDiffusion(DiscreteFamily):
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        if isinstance(self.dim, bool) or not isinstance(self.dim, int) or self.dim < 1:
+        if not is_count(self.dim):
             raise MethodError(f"EmbeddedDiffusion got dim={self.dim!r}, expected an int of at least 1. Use dim=8.")
 
     def build(self, key: PRNGKey, spec: Spec) -> _EmbeddedNet:

@@ -10,6 +10,7 @@ import equinox as eqx
 import optax
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.learned import Learned
@@ -80,7 +81,7 @@ class Training(eqx.Module):
     def __check_init__(self) -> None:
         for name in ("steps", "batch", "block"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_count(value):
                 raise MethodError(f"Training got {name}={value!r}, expected an int of at least 1. Change {name}.")
         for name, most in (("warmup", 1.0), ("ema", 1.0), ("validation", 0.9)):
             if not 0.0 <= getattr(self, name) < most:
@@ -91,7 +92,7 @@ class Training(eqx.Module):
         if not self.weight_decay >= 0:
             raise MethodError(f"Training got weight_decay={self.weight_decay!r}, expected at least 0.")
         patience = self.patience
-        if patience is not None and (isinstance(patience, bool) or not isinstance(patience, int) or patience < 1):
+        if patience is not None and not is_count(patience):
             raise MethodError(f"Training got patience={patience!r}, expected an int of at least 1, or None.")
 
     def optimiser(self) -> optax.GradientTransformation:

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.coupling import Coupling, Independent
@@ -121,7 +122,7 @@ def check_coupling(family: Family, coupling: Coupling, source: Source, spec: Spe
 def check_size(family: Family, width: int, depth: int) -> None:
     """Refuse networks without layers."""
     for name, value in (("width", width), ("depth", depth)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_count(value):
             raise MethodError(f"{type(family).__name__} got {name}={value!r}, expected an int of at least 1.")
 
 

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.autoencoder import check_without_condition
@@ -72,7 +73,7 @@ class GAN(Family):
     validated: ClassVar[bool] = False
 
     def check(self, spec: Spec) -> None:
-        if isinstance(self.latent, bool) or not isinstance(self.latent, int) or self.latent < 1:
+        if not is_count(self.latent):
             raise MethodError(f"GAN got latent={self.latent!r}, expected an int of at least 1.")
         if not self.penalty >= 0:
             raise MethodError(f"GAN got penalty={self.penalty!r}, expected >= 0. Use 0.1.")

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.discrete_family import DiscreteFamily, LearnedDiscrete, given_size, log_shares
@@ -73,7 +74,7 @@ class Glauber(DiscreteFamily):
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        if isinstance(self.sweeps, bool) or not isinstance(self.sweeps, int) or self.sweeps < 1:
+        if not is_count(self.sweeps):
             raise MethodError(f"Glauber got sweeps={self.sweeps!r}, expected an int of at least 1. Use sweeps=16.")
         if not 0.0 < self.left < 1.0:
             raise MethodError(f"Glauber got left={self.left}, expected 0 < left < 1. Use left=0.01.")

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey
 from probgen.generative.denoiser import Denoiser, GaussianMixture
@@ -134,7 +135,7 @@ def block_mean(factor: int) -> Linear:
     Raises:
         MethodError: If the factor is no positive int; when called, if it does not divide a length.
     """
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+    if not is_count(factor):
         raise MethodError(f"block_mean got factor={factor!r}, expected a positive int. Use 2 or 4.")
 
     def project(x: Array) -> Array:

@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.denoiser import Denoiser
@@ -71,7 +72,7 @@ class HardConsistency(Sampler):
                 )
         for name in ("every", "iterations"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_count(value):
                 raise MethodError(f"HardConsistency got {name}={value!r}, expected an int of at least 1.")
         DDIM(self.eta)
 

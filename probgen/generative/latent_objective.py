@@ -44,6 +44,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 
@@ -121,7 +122,7 @@ class LatentObjective(eqx.Module):
 
 
 def _check_draws(draws: int, least: int) -> None:
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < least:
+    if not is_count(draws, least):
         raise MethodError(
             f"draws must be an int of at least {least}, got {draws!r}. Give the number of draws per datum."
         )

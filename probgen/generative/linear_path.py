@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import Scalar
 from probgen.generative.path import Time
@@ -117,7 +118,7 @@ class LinearPath(eqx.Module):
 
     def times(self, steps: int) -> Array:
         """Times from the noise end to the data end, evenly spaced in ``log_level``, shape ``(steps + 1,)``."""
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if not is_count(steps):
             raise MethodError(f"steps must be an int of at least 1, got {steps!r}. Use 100 or more.")
         # The log level on a grid that is even in the log of the time, and the inverse by interpolation.
         dense = jnp.geomspace(self.start, self.end, 513)

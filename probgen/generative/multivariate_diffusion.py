@@ -41,6 +41,7 @@ from jax import Array
 from jax.scipy.special import ndtri
 from jax.scipy.stats import norm
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.denoiser import GaussianMixture
@@ -48,6 +49,7 @@ from probgen.generative.family import Family, Now, Spec
 from probgen.generative.learned import Exactness, Learned
 from probgen.generative.linear_path import CompleteRecipe, LinearPath, phase_space
 from probgen.generative.path import Time
+from probgen.generative.sampler import check_kappa
 from probgen.generative.standardisation import Standardisation
 from probgen.nets import Conditioned, Constant, TimeFeatures
 
@@ -209,8 +211,7 @@ class ReverseSDE(LinearStep):
     kappa: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self) -> None:
-        if not (math.isfinite(self.kappa) and self.kappa >= 0):
-            raise MethodError(f"kappa is a rate of Langevin moves, got {self.kappa}, expected >= 0. Use kappa=1.")
+        check_kappa(self.kappa)
 
     def __call__(self, key: PRNGKey, denoiser: LinearDenoiser, z: Array, t: Array, s: Array) -> Array:
         path = denoiser.path
@@ -278,7 +279,7 @@ class MultivariateDiffusion(Family):
     def check(self, spec: Spec) -> None:
         for what in ("width", "depth", "sampling_steps", "bound_levels"):
             value = getattr(self, what)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_count(value):
                 raise MethodError(f"MultivariateDiffusion got {what}={value!r}, expected an int of at least 1.")
         if not isinstance(self.recipe, CompleteRecipe) or not isinstance(self.step, LinearStep):
             raise MethodError(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 
 __all__ = ["AdaptiveSteps", "EulerSteps", "HeunSteps", "OdeSolver", "with_divergence"]
@@ -96,7 +97,7 @@ class AdaptiveSteps(OdeSolver):
 
 
 def _check(steps: int) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not is_count(steps):
         raise MethodError(f"steps must be an int of at least 1, got {steps!r}. Use 32.")
 
 

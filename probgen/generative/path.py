@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 
 __all__ = ["VE", "VP", "Cosine", "Path", "Rectified", "SubVP", "even_log_snr", "even_times", "karras_times"]
@@ -233,5 +234,5 @@ def karras_times(path: Path, steps: int, rho: float = 7.0) -> Array:
 
 
 def _check_steps(steps: int) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not is_count(steps):
         raise MethodError(f"steps must be an int of at least 1, got {steps!r}. Use 50 or more.")

@@ -39,6 +39,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.family import Family, Now, Spec
@@ -119,7 +120,7 @@ class PhaseBridge(Family):
                 raise MethodError(f"PhaseBridge got {name}={getattr(self, name)!r}, expected a positive number. Use 1.")
         if not 0.0 < self.stop < 1.0:
             raise MethodError(f"PhaseBridge got stop={self.stop!r}, expected 0 < stop < 1. Use 0.02.")
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+        if not is_count(self.steps):
             raise MethodError(f"PhaseBridge got steps={self.steps!r}, expected an int of at least 1. Use 20.")
 
     def build(self, key: PRNGKey, spec: Spec) -> Regressor:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -31,7 +30,6 @@ from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.denoiser import Denoiser
 from probgen.generative.diffusion import Diffusion, LearnedDiffusion, denoised
 from probgen.generative.family import Now, Spec
-from probgen.generative.learned import Exactness
 from probgen.generative.path import Path, Time, even_log_snr
 from probgen.generative.sampler import sample_path
 from probgen.generative.standardisation import Standardisation
@@ -206,15 +204,6 @@ class LearnedProcessDiffusion(LearnedDiffusion):
 
     ``score`` and ``velocity`` are in white coordinates (``units``).
     """
-
-    offers: ClassVar = {
-        "log_prob": Exactness.ode,
-        "bound": Exactness.bound,
-        "noise_map": Exactness.ode,
-        "score": Exactness.estimate,
-        "velocity": Exactness.estimate,
-        "sample": Exactness.ode,
-    }
 
     family: ProcessDiffusion
     net: _Net

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.denoiser import Denoiser
@@ -54,7 +55,7 @@ class ProgressiveDistillation(Family):
                 f"teacher is a {type(self.teacher).__name__}, expected a fitted Diffusion. Fit GuidedDistillation or "
                 f"Diffusion first."
             )
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+        if not is_count(self.steps):
             raise MethodError(f"steps must be an int of at least 1, got {self.steps!r}. Use 16, then 8, 4, 2.")
         if (spec.shape, spec.condition) != (self.teacher.spec.shape, self.teacher.spec.condition):
             raise MethodError(

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.autoencoder import check_without_condition
@@ -81,7 +82,7 @@ class QuantisedAutoencoder(Family):
     def check(self, spec: Spec) -> None:
         for name, least in (("values", 2), ("stack", 1), ("slots", 1), ("size", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_count(value, least):
                 raise MethodError(f"QuantisedAutoencoder got {name}={value!r}, expected an int of at least {least}.")
         check_without_condition(self, spec)
 

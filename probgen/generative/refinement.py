@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.denoiser import Denoiser
@@ -56,7 +57,7 @@ def refine(
     Raises:
         MethodError: If a setting makes no sense.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not is_count(steps):
         raise MethodError(f"refine got steps={steps!r}, expected an int of at least 1. Use 100.")
     if not (math.isfinite(length) and length > 0) or not (math.isfinite(temperature) and temperature >= 0):
         raise MethodError(

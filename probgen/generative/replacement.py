@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey
 from probgen.generative.denoiser import Denoiser
@@ -59,7 +60,7 @@ class Replacement(Sampler):
     def __check_init__(self) -> None:
         for name in ("repeats", "jump"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_count(value):
                 raise MethodError(f"Replacement got {name}={value!r}, expected an int of at least 1. Change {name}.")
         with jax.ensure_compile_time_eval():
             z = jnp.asarray(np.random.default_rng(0).normal(size=self.reference.shape))

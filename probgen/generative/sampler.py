@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.denoiser import Denoiser
@@ -103,6 +104,12 @@ def _run(key: PRNGKey, sampler: Sampler, denoiser: Denoiser, x: Array, times: Ar
     return x, xs
 
 
+def check_kappa(kappa: float) -> None:
+    """Raise ``MethodError`` unless it is a rate of Langevin moves."""
+    if not (math.isfinite(kappa) and kappa >= 0):
+        raise MethodError(f"kappa is a rate of Langevin moves, got {kappa}, expected >= 0. Use kappa=1.")
+
+
 class EulerMaruyama(Sampler):
     """The stochastic equation by Euler's rule; weak order 1.
 
@@ -113,8 +120,7 @@ class EulerMaruyama(Sampler):
     kappa: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self) -> None:
-        if not (math.isfinite(self.kappa) and self.kappa >= 0):
-            raise MethodError(f"kappa is a rate of Langevin moves, got {self.kappa}, expected >= 0. Use kappa=1.")
+        check_kappa(self.kappa)
 
     @property
     def random(self) -> bool:
@@ -233,7 +239,7 @@ class PredictorCorrector(Sampler):
     def __check_init__(self) -> None:
         if not isinstance(self.predictor, Sampler):
             raise MethodError(f"predictor must be a sampler, got {self.predictor!r}. Use EulerMaruyama().")
-        if isinstance(self.moves, bool) or not isinstance(self.moves, int) or self.moves < 1:
+        if not is_count(self.moves):
             raise MethodError(f"moves must be an int of at least 1, got {self.moves!r}. Use moves=1.")
         if not 0.0 < self.snr < 1.0:
             raise MethodError(f"snr must lie between 0 and 1, got {self.snr!r}. Use snr=0.16.")

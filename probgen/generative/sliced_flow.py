@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey
 from probgen.generative.family import Solved, Spec
@@ -71,7 +72,7 @@ class SlicedFlow(Solved):
             raise MethodError(f"SlicedFlow got rate={self.rate!r}, expected 0 < rate <= 1. Use 0.5.")
         for name, least in (("steps", 1), ("levels", 2)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_count(value, least):
                 raise MethodError(f"SlicedFlow got {name}={value!r}, expected an int of at least {least}.")
 
     def build(self, key: PRNGKey, spec: Spec) -> _Maps:

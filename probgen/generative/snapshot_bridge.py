@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import DataError, MethodError
 from probgen.base.typing import PRNGKey
 from probgen.generative.coupling import sinkhorn
@@ -121,7 +122,7 @@ class SnapshotBridge(Solved):
             raise MethodError(f"SnapshotBridge got noise={self.noise!r}, expected a positive number. Use 0.1.")
         for name in ("refinements", "steps", "particles", "iterations"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_count(value):
                 raise MethodError(f"SnapshotBridge got {name}={value!r}, expected an int of at least 1.")
         self.drift.count(spec.shape[1])
 

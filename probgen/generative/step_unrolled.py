@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.discrete_family import (
@@ -83,7 +84,7 @@ class StepUnrolled(DiscreteFamily):
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        if isinstance(self.unrolled, bool) or not isinstance(self.unrolled, int) or self.unrolled < 0:
+        if not is_count(self.unrolled, 0):
             raise MethodError(f"StepUnrolled got unrolled={self.unrolled!r}, expected an int >= 0. Use unrolled=1.")
         if not 0.0 < self.share <= 1.0:
             raise MethodError(f"StepUnrolled got share={self.share}, expected 0 < share <= 1. Use share=0.5.")

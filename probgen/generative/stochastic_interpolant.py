@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.coupling import Coupling, EntropicOT, Independent
@@ -113,7 +114,7 @@ class StochasticInterpolant(Family):
 def _check_noise(epsilon: float, steps: int) -> None:
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise MethodError(f"epsilon is a rate of noise, got {epsilon!r}, expected >= 0. Use 0 for no noise, or 0.5.")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not is_count(steps):
         raise MethodError(f"steps must be an int of at least 1, got {steps!r}. Use 100.")
 
 

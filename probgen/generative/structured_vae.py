@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import DataError, MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.feynman_kac import forward_backward, kalman
@@ -50,7 +51,7 @@ class ChainPrior(eqx.Module):
 
     def check(self) -> None:
         """Raise ``MethodError`` for settings that make no sense."""
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+        if not is_count(self.size):
             raise MethodError(f"{type(self).__name__} got size={self.size!r}, expected an int of at least 1.")
 
     @abc.abstractmethod

@@ -43,6 +43,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.denoiser import Denoiser
@@ -86,7 +87,7 @@ class TrainingFree(Sampler):
             )
         for name in ("iterations", "probes", "repeats"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_count(value):
                 raise MethodError(f"TrainingFree got {name}={value!r}, expected an int of at least 1. Change {name}.")
         for name in ("rho", "mu", "smoothing"):
             value = getattr(self, name)

@@ -64,10 +64,11 @@ class _LogLikelihood(eqx.Module):
 class FeynmanKac(Method):
     r"""Particles of a posterior whose prior is a diffusion model: the twisted diffusion sampler.
 
-    For programs with one latent site, a ``DenoisedDistribution`` or a fitted ``pg.generative.Diffusion``, and observed sites (or factors) below it. Particles go
-    from noise to data, guided by the likelihood that the denoiser foresees, and weighted for what it foresaw wrongly.
-    ``attrs["log_evidence"]`` is the log of the mean of the chains' evidences, with its standard error; it is unbiased for
-    the denoising chain of ``steps`` steps, and what that chain itself gets wrong falls with ``steps``.
+    For programs with one latent site, a ``DenoisedDistribution`` or a fitted ``pg.generative.Diffusion``, and observed
+    sites (or factors) below it. Particles go from noise to data, guided by the likelihood that the denoiser foresees,
+    and weighted for what it foresaw wrongly. ``attrs["log_evidence"]`` is the log of the mean of the chains' evidences,
+    with its standard error; it is unbiased for the denoising chain of ``steps`` steps, and what that chain itself gets
+    wrong falls with ``steps``.
 
     Chains are independent runs. Each gives ``draws`` equally weighted draws, taken from the final particles by their
     weights; draws that share an ancestor stand side by side. More draws than particles are repetitions. There is no

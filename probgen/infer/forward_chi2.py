@@ -27,6 +27,7 @@ from numpyro import handlers
 from numpyro.infer.elbo import ELBO as NumpyroELBO
 from numpyro.infer.util import log_density
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.infer.guides import Objective
@@ -49,7 +50,7 @@ class ForwardChi2(Objective):
 
     def check(self) -> None:
         """See ``Objective.check``."""
-        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 2:
+        if not is_count(self.samples, 2):
             raise MethodError(f"samples must be an int of at least 2, got {self.samples!r}. 64 is usual.")
 
     def build(self) -> NumpyroELBO:

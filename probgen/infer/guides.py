@@ -184,15 +184,21 @@ class LearnedGuide(FlatGuide):
 
     def build(self, dim: int) -> Callable[[], Any]:
         """See ``FlatGuide.build``."""
-        weights, _ = self._parts(dim)
-        return lambda: sample(FLAT, self.distribution({n: jnp.asarray(param(n, w)) for n, w in weights.items()}, dim))
+        weights, rest = self._parts(dim)
+
+        def guide() -> Any:
+            values = {name: jnp.asarray(param(name, weight)) for name, weight in weights.items()}
+            return sample(FLAT, self._filled(rest, values, dim))
+
+        return guide
 
     def distribution(self, weights: Mapping[str, Array], dim: int) -> Learned:
         """The distribution with given weights, by name of their ``param`` sites."""
-        names, rest = self._parts(dim)
+        return self._filled(self._parts(dim)[1], weights, dim)
+
+    def _filled(self, rest: Any, weights: Mapping[str, Array], dim: int) -> Learned:
         leaves, treedef = jax.tree.flatten(rest, is_leaf=lambda leaf: isinstance(leaf, str))
         net = jax.tree.unflatten(treedef, [weights[leaf] if isinstance(leaf, str) else leaf for leaf in leaves])
-        assert set(names) <= set(weights)
         return self.family.distribution(net, Spec((dim,)))
 
     def _start(self, dim: int) -> Any:
