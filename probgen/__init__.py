@@ -7,6 +7,9 @@ as one ArviZ DataTree.
 import importlib
 from typing import Any
 
+from probgen.amortized.amortize import amortize
+from probgen.amortized.estimator import NPE, ConsistencyPosterior, FlowMatching, ScorePosterior
+from probgen.amortized.importance_sampling import ImportanceSampling
 from probgen.backends.registry import register as register_backend
 from probgen.base.errors import (
     DataError,
@@ -78,6 +81,7 @@ __all__ = [
     "MALA",
     "MCLMC",
     "MEADS",
+    "NPE",
     "NUTS",
     "PMMH",
     "SDE",
@@ -95,6 +99,7 @@ __all__ = [
     "Barker",
     "Bootstrap",
     "ChEES",
+    "ConsistencyPosterior",
     "DataError",
     "DataTempering",
     "DiscreteHMCGibbs",
@@ -103,11 +108,13 @@ __all__ = [
     "Exact",
     "FeynmanKac",
     "FeynmanKacTraining",
+    "FlowMatching",
     "ForwardChi2",
     "FullRank",
     "Genealogy",
     "Guided",
     "Hamiltonian",
+    "ImportanceSampling",
     "Killing",
     "Laplace",
     "LocallyLinear",
@@ -132,10 +139,12 @@ __all__ = [
     "Renyi",
     "Residual",
     "RunFailed",
+    "ScorePosterior",
     "SteinVI",
     "StoreError",
     "Stratified",
     "Systematic",
+    "amortize",
     "check",
     "guide",
     "infer",

@@ -292,10 +292,8 @@ def _check_counts(**counts: Any) -> None:
 
 
 def _settings(method: Method) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(method) if field.name != "backend"]
-    values = {name: getattr(method, name) for name in names}
     return {
         k: v if isinstance(v, str | int | float | bool | None) else v.__qualname__ if inspect.isroutine(v) else repr(v)
-        for k, v in values.items()
+        for k, v in method.described().items()
         if not eqx.is_array(v)
     }

@@ -135,6 +135,11 @@ class Method(eqx.Module):
         """The density that the method works on: discrete latent sites are summed out."""
         return density_of(model)
 
+    def described(self) -> dict[str, Any]:
+        """What results say about the configuration."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "backend"]
+        return {name: getattr(self, name) for name in names}
+
     @abc.abstractmethod
     def run(self, key: PRNGKey, density: Density, plan: Plan) -> Run:
         """Answer for one model. ``pg.infer`` has made every check of the model that ``needs`` asks for."""

@@ -4,8 +4,10 @@ from probgen.nets.attention import Transformer
 from probgen.nets.constant import Constant, trainable
 from probgen.nets.masked import MaskedMLP
 from probgen.nets.mlp import MLP, Conditioned
+from probgen.nets.modulated import Modulated
 from probgen.nets.ordered_net import OrderedNet
 from probgen.nets.residual import Residual
+from probgen.nets.row_encoder import RowEncoder
 from probgen.nets.symbol_net import SymbolNet
 from probgen.nets.time_features import TimeFeatures
 
@@ -14,8 +16,10 @@ __all__ = [
     "Conditioned",
     "Constant",
     "MaskedMLP",
+    "Modulated",
     "OrderedNet",
     "Residual",
+    "RowEncoder",
     "SymbolNet",
     "TimeFeatures",
     "Transformer",

@@ -23,7 +23,7 @@ from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey
 from probgen.nets.mlp import MLP
 
-__all__ = ["Attention", "Cache", "Transformer"]
+__all__ = ["Attention", "Block", "Cache", "Transformer"]
 
 
 class Cache(NamedTuple):
@@ -78,7 +78,7 @@ class Attention(eqx.Module):
         return self.mix(*self.split(h), seen)
 
 
-class _Block(eqx.Module):
+class Block(eqx.Module):
     """One block of attention and of a network of each token."""
 
     attention: Attention
@@ -131,7 +131,7 @@ class Transformer(eqx.Module):
 
     first: eqx.nn.Linear
     places: Array
-    blocks: tuple[_Block, ...]
+    blocks: tuple[Block, ...]
     last: eqx.nn.Linear
     causal: bool = eqx.field(static=True)
 
@@ -152,7 +152,7 @@ class Transformer(eqx.Module):
         key_first, key_last, key_places, *keys = jax.random.split(key, 3 + depth)
         self.first = eqx.nn.Linear(inputs, width, key=key_first, dtype=jnp.float32)
         self.places = 0.1 * jax.random.normal(key_places, (tokens, width), jnp.float32)
-        self.blocks = tuple(_Block(k, width, heads, given) for k in keys)
+        self.blocks = tuple(Block(k, width, heads, given) for k in keys)
         last = eqx.nn.Linear(width, outputs, key=key_last, dtype=jnp.float32)
         self.last = jax.tree.map(jnp.zeros_like, last) if zero else last
         self.causal = causal

@@ -1,0 +1,152 @@
+"""Trained posteriors: methods of inference like any other."""
+
+from __future__ import annotations
+
+import abc
+import os
+import time
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax import Array
+
+from probgen.amortized.encoded import LearnedEncoded
+from probgen.amortized.question import Question
+from probgen.base.typing import PRNGKey, Values
+from probgen.generative.learned import Exactness, Learned
+from probgen.generative.saving import save
+from probgen.infer.approximate import about, check_plan, evaluate, split, weighted_run
+from probgen.infer.method import Method, Need, Plan, Run
+from probgen.program.density import Density
+from probgen.run.compiled import compile_all
+from probgen.run.driver import to_host
+
+__all__ = ["Amortized", "AmortizedPosterior"]
+
+_BATCH = 256
+
+
+class Amortized(Method):
+    """What ``pg.amortize`` returns: trained on simulations of a model, it infers the parameters of any observation.
+
+    It is kept by ``save`` and read back by ``pg.amortized.load``: a folder of JSON and arrays.
+    """
+
+    name: ClassVar = "amortized"
+    backends: ClassVar = ("probgen",)
+    needs: ClassVar = frozenset({Need.prior_draws})
+
+    @abc.abstractmethod
+    def run(self, key: PRNGKey, density: Density, plan: Plan) -> Run:
+        """See ``Method.run``."""
+
+    @property
+    @abc.abstractmethod
+    def question(self) -> Question:
+        """What it answers."""
+
+    @property
+    @abc.abstractmethod
+    def estimator(self) -> str:
+        """What was trained."""
+
+    @abc.abstractmethod
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write it to a folder, which is replaced if it holds a learned distribution already.
+
+        Raises:
+            StoreError: If the folder cannot be written or holds something else.
+        """
+
+    def described(self) -> dict[str, Any]:
+        """See ``Method.described``."""
+        return {
+            "estimator": self.estimator,
+            "observed": ", ".join(self.question.reading.observed),
+            "simulations": self.question.simulations,
+            "failed_simulations": self.question.failed,
+        }
+
+    def __repr__(self) -> str:
+        described = ", ".join(f"{name}={value}" for name, value in self.described().items())
+        return f"{type(self).__name__}({described})"
+
+
+class AmortizedPosterior(Amortized):
+    """A learned law of the parameters given an observation.
+
+    ``pg.infer(model, amortized)`` draws from it: independent draws, not of the posterior but of what was learned of it.
+    Where its density is exact (``pg.NPE``) the draws come with importance weights (see ``pg.ImportanceSampling``, which
+    corrects by them).
+
+    Attributes:
+        backend: ``"probgen"``.
+        law: Of the unconstrained coordinates, given a packed observation.
+    """
+
+    backend: str = eqx.field(static=True, default="")
+    law: LearnedEncoded = eqx.field(kw_only=True)
+
+    summary: ClassVar = "A posterior that was learned from simulations; milliseconds per data set; approximate"
+
+    @property
+    def estimator(self) -> str:
+        """See ``Amortized.estimator``."""
+        return type(self.law.family.family).__name__
+
+    @property
+    def question(self) -> Question:
+        """See ``Amortized.question``."""
+        return self.law.family.encoder.question
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """See ``Amortized.save``."""
+        save(self.law, folder)
+
+    def given(self, density: Density) -> Learned:
+        """The learned law of the coordinates, given the observation of a model.
+
+        Raises:
+            MethodError, DataError: If the model asks another question.
+        """
+        return self.law.given(self.question.observation(density))
+
+    def run(self, key: PRNGKey, density: Density, plan: Plan) -> Run:
+        """See ``Method.run``.
+
+        Raises:
+            MethodError: If the model is not the one that was amortized.
+            DataError: If the observation has another shape, or is not finite.
+        """
+        check_plan(self, plan)
+        law = self.given(density)
+        count = plan.chains * plan.draws
+        exact = law.offers.get("log_prob") is Exactness.exact
+        call = (key, law, density, count, exact)
+        (program,), compiling = compile_all([(_draws, call)])
+        began = time.perf_counter()
+        u, values, lp, log_q = to_host(program(*call))
+        sentence = "Draws from a posterior that was learned from simulations, not from the posterior itself."
+        if exact:
+            run = weighted_run(density, plan, u, values, lp, lp - log_q, sentence)
+        else:
+            run = Run({k: split(v, plan) for k, v in values.items()}, {}, split(u, plan))
+            run.attrs = about(sentence)
+        run.seconds = {"compile": compiling, "sampling": time.perf_counter() - began}
+        return run
+
+
+def _draws(
+    key: PRNGKey, law: LearnedEncoded, density: Density, count: int, exact: bool
+) -> tuple[Array, Values, Any, Any]:
+    """Draws with their constrained values; with the log densities of target and law where these are cheap."""
+    key_draw, key_values = jax.random.split(key)
+    u = law.sample(key_draw, (count,)).astype(float)
+    if exact:
+        lp, values = evaluate(key_values, density, u)
+        return u, values, lp, law.log_prob(u)
+    keys = jax.random.split(key_values, count)
+    values = jax.lax.map(lambda one: density.values(*one), (keys, u), batch_size=_BATCH)
+    return u, values, np.nan, np.nan
