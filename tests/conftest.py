@@ -1,5 +1,6 @@
 """Shared set-up: 64-bit, and compiled programs kept between test runs."""
 
+import gc
 import resource
 import sys
 
@@ -10,6 +11,9 @@ import probgen as pg
 
 jax.config.update("jax_enable_x64", True)
 
+# Thousands of traced programs are kept: the collector would walk them again and again.
+gc.freeze()
+gc.set_threshold(20_000, 10, 10)
 
 LARGE = 4 * 2**30
 
@@ -21,6 +25,7 @@ def memory():
     unit = 1 if sys.platform == "darwin" else 1024
     if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > LARGE:
         jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

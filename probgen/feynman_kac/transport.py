@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Look(NamedTuple):
 # -- divergence ------------------------------------------------------------------------------------------------------
 
 
-class Divergence(eqx.Module):
+class Divergence(Part):
     """The divergence of fields whose derivative is at hand."""
 
     random: ClassVar[bool] = False
@@ -68,6 +69,12 @@ class Divergence(eqx.Module):
             like: The point.
         """
 
+    @abc.abstractmethod
+    def directions(self, key: PRNGKey, like: Array) -> Array:
+        """Directions :math:`e`, shape ``(count, *like.shape)``, with a mean of :math:`e e^T` that is the identity (in
+        expectation, if they are random): the divergence is the mean of :math:`e^T J e`, and that of :math:`|J e|^2` is
+        the squared Frobenius norm."""
+
 
 class ExactDivergence(Divergence):
     """The trace of the derivative: one pass per dimension."""
@@ -76,6 +83,9 @@ class ExactDivergence(Divergence):
         basis = jnp.eye(like.size, dtype=like.dtype)
         pushed = jax.vmap(push)(basis.reshape(like.size, *like.shape))
         return jnp.einsum("jij->i", pushed.reshape(like.size, -1, like.size))
+
+    def directions(self, key: PRNGKey, like: Array) -> Array:
+        return (like.size**0.5 * jnp.eye(like.size, dtype=like.dtype)).reshape(like.size, *like.shape)
 
 
 class Hutchinson(Divergence):
@@ -95,9 +105,12 @@ class Hutchinson(Divergence):
             raise MethodError(f"Hutchinson's estimate got probes={self.probes}, expected at least 1. Use probes=1.")
 
     def __call__(self, key: PRNGKey, push: Callable[[Array], Array], like: Array) -> Array:
-        signs = jax.random.rademacher(key, (self.probes, *like.shape), like.dtype)
+        signs = self.directions(key, like)
         pushed = jax.vmap(push)(signs)
         return jnp.sum(pushed * signs[:, None], tuple(range(2, pushed.ndim))).mean(0)
+
+    def directions(self, key: PRNGKey, like: Array) -> Array:
+        return jax.random.rademacher(key, (self.probes, *like.shape), like.dtype)
 
 
 # -- transport -------------------------------------------------------------------------------------------------------

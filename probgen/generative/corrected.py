@@ -22,13 +22,12 @@ from probgen.feynman_kac.resampling import Resampling, Systematic
 from probgen.feynman_kac.smc import Settings, smc
 from probgen.generative.denoised_distribution import DenoisedDistribution
 from probgen.generative.denoiser import Denoiser, check_same
+from probgen.generative.factors import Final, Powers, Reward, Schedule, Term, Tilt, one
 from probgen.generative.path import Path, even_log_snr
 from probgen.generative.point_distribution import PointDistribution
 from probgen.generative.standardisation import Standardisation
 
 __all__ = ["Corrected", "Correction", "Guided", "Particles", "Product", "Tempered", "Tilted"]
-
-type Schedule = Callable[[Array], Array]
 
 
 class Correction(eqx.Module):
@@ -85,84 +84,6 @@ class Particles(NamedTuple):
     ancestors: Array | None
 
 
-class _Power(eqx.Module):
-    """A power, and the schedules that lead to it."""
-
-    value: Array
-    schedules: tuple[Schedule, ...] = eqx.field(static=True, default=())
-
-    def __call__(self, t: Array) -> Array:
-        value = self.value
-        for schedule in self.schedules:
-            value = value * schedule(t)
-        return value
-
-    def times(self, factor: float, schedule: Schedule | None) -> _Power:
-        """The power multiplied by a number, or by a schedule that ends at it."""
-        if schedule is not None:
-            return _Power(self.value, (*self.schedules, schedule))
-        with jax.ensure_compile_time_eval():  # a distribution may be written inside a program
-            return _Power(self.value * factor, self.schedules)
-
-
-def _one() -> _Power:
-    with jax.ensure_compile_time_eval():
-        return _Power(jnp.ones(()))
-
-
-class _Term(NamedTuple):
-    """One factor of the density: a denoiser to a power."""
-
-    denoiser: Denoiser
-    power: _Power
-
-
-class _Reward(eqx.Module):
-    """One factor of the density: the exponential of a reward."""
-
-    reward: Callable[[Array], Scalar] = eqx.field(static=True)
-    power: _Power
-
-
-class _Powers(eqx.Module):
-    each: tuple[_Power, ...]
-
-    def __call__(self, t: Array) -> Array:
-        return jnp.stack([power(t) for power in self.each])
-
-
-class _Tilt(eqx.Module):
-    """The rewards at the denoised value."""
-
-    terms: tuple[_Term, ...]
-    rewards: tuple[_Reward, ...]
-
-    units: Standardisation | None
-
-    def __call__(self, x: Array, t: Array) -> Scalar:
-        powers = jnp.stack([term.power(t) for term in self.terms])
-        means = jnp.stack([term.denoiser.mean(x, t) for term in self.terms])
-        denoised = _outward(self.units, jnp.tensordot(powers / jnp.sum(powers), means, 1))
-        return jnp.sum(jnp.stack([r.power(t) * r.reward(denoised) for r in self.rewards]))
-
-
-class _Final(eqx.Module):
-    """The rewards at the data end."""
-
-    rewards: tuple[_Reward, ...]
-    units: Standardisation | None
-    end: float = eqx.field(static=True)
-
-    def __call__(self, x: Array) -> Scalar:
-        x = _outward(self.units, x)
-        return jnp.sum(jnp.stack([r.power(jnp.asarray(self.end)) * r.reward(x) for r in self.rewards]))
-
-
-def _outward(units: Standardisation | None, x: Array) -> Array:
-    """From the units of the denoisers to those of the data."""
-    return x if units is None else units.outward(x)
-
-
 class Corrected(PointDistribution):
     r"""A distribution :math:`p \propto \prod_i q_i^{\beta_i} e^{r}` of diffusion models :math:`q_i`.
 
@@ -179,8 +100,8 @@ class Corrected(PointDistribution):
 
     def __init__(
         self,
-        terms: tuple[_Term, ...],
-        rewards: tuple[_Reward, ...],
+        terms: tuple[Term, ...],
+        rewards: tuple[Reward, ...],
         correction: Correction | None,
         units: Standardisation | None = None,
     ) -> None:
@@ -193,11 +114,11 @@ class Corrected(PointDistribution):
             self.corrector = Corrector(
                 denoisers,
                 path,
-                _Powers(tuple(term.power for term in terms)),
+                Powers(tuple(term.power for term in terms)),
                 correction.grid(path, correction.steps),
                 shape,
-                tilt=_Tilt(terms, rewards, units) if rewards else None,
-                reward=_Final(rewards, units, path.start) if rewards else None,
+                tilt=Tilt(terms, rewards, units) if rewards else None,
+                reward=Final(rewards, units, path.start) if rewards else None,
                 kappa=correction.kappa,
                 transport=correction.transport,
                 scheme=correction.scheme,
@@ -248,7 +169,7 @@ class Corrected(PointDistribution):
                 )
             power = term.power(jnp.asarray(t))
             total = total + power * (exact(inward, t) + (0.0 if self.units is None else self.units.log_det()))
-        return total + (_Final(self.rewards, self.units, t)(inward) if self.rewards else 0.0)
+        return total + (Final(self.rewards, self.units, t)(inward) if self.rewards else 0.0)
 
     def density(self, x: Array) -> Scalar:
         raise MethodError(
@@ -305,7 +226,7 @@ def _units(parts: Sequence[Prior], what: str) -> Standardisation | None:
     return first
 
 
-def _factors(prior: Prior, what: str) -> tuple[tuple[_Term, ...], tuple[_Reward, ...]]:
+def _factors(prior: Prior, what: str) -> tuple[tuple[Term, ...], tuple[Reward, ...]]:
     """The factors of a distribution.
 
     Raises:
@@ -319,16 +240,16 @@ def _factors(prior: Prior, what: str) -> tuple[tuple[_Term, ...], tuple[_Reward,
             f"{what} got a {type(prior).__name__}, expected a diffusion model. Give a DenoisedDistribution, a denoiser, "
             f"or what is made of them."
         )
-    return (_Term(denoiser, _one()),), ()
+    return (Term(denoiser, one()),), ()
 
 
 def _powered(
-    factors: tuple[tuple[_Term, ...], tuple[_Reward, ...]], power: float, schedule: Schedule | None
-) -> tuple[tuple[_Term, ...], tuple[_Reward, ...]]:
+    factors: tuple[tuple[Term, ...], tuple[Reward, ...]], power: float, schedule: Schedule | None
+) -> tuple[tuple[Term, ...], tuple[Reward, ...]]:
     terms, rewards = factors
     return (
-        tuple(_Term(term.denoiser, term.power.times(power, schedule)) for term in terms),
-        tuple(_Reward(r.reward, r.power.times(power, schedule)) for r in rewards),
+        tuple(Term(term.denoiser, term.power.times(power, schedule)) for term in terms),
+        tuple(Reward(r.reward, r.power.times(power, schedule)) for r in rewards),
     )
 
 
@@ -407,8 +328,8 @@ class Product(Corrected):
             raise MethodError(
                 f"Product got {len(powers)} powers for {len(parts)} parts. Give one power for each part, or none."
             )
-        terms: tuple[_Term, ...] = ()
-        rewards: tuple[_Reward, ...] = ()
+        terms: tuple[Term, ...] = ()
+        rewards: tuple[Reward, ...] = ()
         for part, power in zip(parts, powers, strict=True):
             more = _powered(_factors(part, "Product"), _finite("Product", "a power", power), None)
             terms, rewards = terms + more[0], rewards + more[1]
@@ -476,5 +397,5 @@ class Tilted(Corrected):
         if shape != ():
             raise MethodError(f"the reward of Tilted has shape {shape}, expected (). Return one number for one value.")
         _check_schedule("Tilted", prior, schedule, 1.0)
-        tilted = (*rewards, _Reward(reward, _one().times(1.0, schedule)))
+        tilted = (*rewards, Reward(reward, one().times(1.0, schedule)))
         super().__init__(terms, tilted, correction, _units((prior,), "Tilted"))

@@ -1,7 +1,7 @@
 """Learned distributions on disk: a folder with a description in JSON and the arrays in a checked record.
 
-The description names classes, and a class is only made if it is a family, or part of one, that has been imported: a
-folder from elsewhere is data. Nothing in it is executed, and an array is taken only if it has the shape and type that
+The description names classes, and a class is only made if it is a ``Part`` that has been imported: a folder from
+elsewhere is data. Nothing in it is executed, and an array is taken only if it has the shape and type that
 the family's own network has there.
 """
 
@@ -24,33 +24,9 @@ import numpy as np
 from jax import Array
 
 from probgen.base.errors import MethodError, StoreError
-from probgen.feynman_kac.transport import Divergence
-from probgen.generative.code_law import CodeLaw
-from probgen.generative.corruption import Corruption
-from probgen.generative.coupling import Coupling
-from probgen.generative.denoiser import Denoiser
-from probgen.generative.energy import Energy
+from probgen.base.part import Part
 from probgen.generative.family import Family, Spec
-from probgen.generative.flow_layers import FlowLayers
-from probgen.generative.integral_circuit import IntegralUnits
-from probgen.generative.interpolant import Interpolant
-from probgen.generative.latent_objective import LatentObjective
-from probgen.generative.latent_tree import Structure
 from probgen.generative.learned import Learned
-from probgen.generative.likelihood import Likelihood
-from probgen.generative.linear_path import CompleteRecipe
-from probgen.generative.multivariate_diffusion import LinearStep
-from probgen.generative.ode_solver import OdeSolver
-from probgen.generative.path import Path as NoisePath
-from probgen.generative.process_diffusion import ProcessNoise
-from probgen.generative.sampler import Sampler
-from probgen.generative.scalar_transform import ScalarTransform
-from probgen.generative.self_supervised_vae import Summary
-from probgen.generative.snapshot_bridge import DriftFamily
-from probgen.generative.source import Source
-from probgen.generative.structured_vae import ChainPrior
-from probgen.generative.table import DiscreteTarget
-from probgen.generative.vae_net import Encoder, LatentPrior
 from probgen.run.output import unwritable, write_whole
 from probgen.run.record import pack, read_record, unpack, write_record
 
@@ -59,37 +35,6 @@ __all__ = ["load", "save"]
 VERSION = 1
 _JSON, _ARRAYS = "model.json", "arrays"
 _LARGEST = 2**20
-PARTS: list[type] = [
-    DriftFamily,
-    Energy,
-    IntegralUnits,
-    Structure,
-    Divergence,
-    FlowLayers,
-    ScalarTransform,
-    ChainPrior,
-    CodeLaw,
-    CompleteRecipe,
-    Coupling,
-    Corruption,
-    Denoiser,
-    DiscreteTarget,
-    Encoder,
-    Family,
-    Interpolant,
-    LatentObjective,
-    LatentPrior,
-    Likelihood,
-    LinearStep,
-    NoisePath,
-    ProcessNoise,
-    OdeSolver,
-    Sampler,
-    Source,
-    Spec,
-    Summary,
-]
-"""Classes whose subclasses a description may name."""
 
 
 def save(model: Learned, folder: str | os.PathLike[str]) -> None:
@@ -226,7 +171,7 @@ def _described(value: Any, arrays: list[np.ndarray], where: str) -> Any:
         arrays += pack(value.net)
         described = {"learned": inner, "first": first, "count": len(arrays) - first, "noise_space": value.noise_space}
         return described | {"condition": _described(value.condition, arrays, where)}
-    if isinstance(value, tuple(PARTS)) and dataclasses.is_dataclass(value):
+    if isinstance(value, Part) and dataclasses.is_dataclass(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         if _home(_classes()[type(value).__name__]) != _home(type(value)):
             raise MethodError(
@@ -281,7 +226,7 @@ def _checked(made: Any, fields: dict[str, Any]) -> Any:
 def _classes() -> dict[str, type]:
     """By name, those of probgen first; of classes that were defined anew (in a notebook) the last."""
     found: dict[str, type] = {}
-    todo = list(PARTS)
+    todo = Part.__subclasses__()
     for cls in todo:
         there = found.get(cls.__name__)
         if there is None or not _home(there).startswith("probgen.") or _home(there) == _home(cls):
