@@ -4,6 +4,10 @@ Prices :math:`v_j` of the columns are kept such that every assigned row has its 
 v_{\pi(i)} = \min_j (c_{ij} - v_j)`: an assignment of all rows with such prices is optimal. Rows first outbid one
 another by the difference to their second choice, which assigns nearly all of them; each of the others then takes the
 shortest augmenting path (Jonker and Volgenant 1987). The result is exact up to rounding, :math:`O(n^3)` at worst.
+
+Any prices may be begun with. Those of every fourth row and column, solved first in the same way, extend to all columns
+by :math:`u_i = \min_j (c_{ij} - v_j)` over these and :math:`v_j = \min_i (c_{ij} - u_i)`: where rows and columns are
+samples, as in a batch, these are nearly right, and the paths short.
 """
 
 from __future__ import annotations
@@ -17,6 +21,9 @@ from jax import Array
 __all__ = ["assign"]
 
 _FREE = -1
+_THINNED = 4
+_COARSEST = 64
+"""Rows that are solved without others first."""
 
 
 class _State(NamedTuple):
@@ -36,15 +43,25 @@ def assign(cost: Array) -> Array:
     Returns:
         The column of each row, a permutation, shape ``(n,)``.
     """
-    cost = jax.lax.stop_gradient(cost)
+    return _solved(jax.lax.stop_gradient(cost)).column
+
+
+@jax.jit  # So that calls outside of programs compile once.
+def _solved(cost: Array) -> _State:
     n = cost.shape[0]
     free = jnp.full(n, _FREE, jnp.int32)
-    state = _State(free, free, jnp.min(cost, 0))
+    state = _State(free, free, _first_prices(cost))
     if n > 1:
         state = _auction(cost, state)
-    return jax.lax.fori_loop(0, n, lambda i, s: jax.lax.cond(s.column[i] == _FREE, _augment, _keep, cost, s, i), state)[
-        0
-    ]
+    return jax.lax.fori_loop(0, n, lambda i, s: jax.lax.cond(s.column[i] == _FREE, _augment, _keep, cost, s, i), state)
+
+
+def _first_prices(cost: Array) -> Array:
+    if cost.shape[0] <= _COARSEST:
+        return jnp.min(cost, 0)
+    some = slice(None, None, _THINNED)
+    worth = jnp.min(cost[:, some] - _solved(cost[some, some]).price, 1)
+    return jnp.min(cost - worth[:, None], 0)
 
 
 def _keep(cost: Array, state: _State, row: Array) -> _State:

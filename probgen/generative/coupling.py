@@ -18,7 +18,8 @@ costs no more than the independent pairing, :math:`\operatorname{mean}_{ij} [c_{
 ``EntropicOT`` draws the pairs from the plan :math:`\pi_{ij} \propto e^{f_i + g_j - \|x_b^i - x^j\|^2 / 2\varepsilon}`
 of entropic transport, that of a Schroedinger bridge (Sinkhorn's iterations).
 
-All of them solve the problem of the batch: the plan between the laws is what it tends to for large batches.
+All of them solve the problem of the batch: the plan between the laws is what it tends to for large batches. Pairs from
+larger batches than those of training are made ahead, see ``paired_flow``.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ from jax import Array
 from jax.scipy.special import logsumexp
 
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey
 from probgen.generative.assignment import assign
 
-__all__ = ["ConditionalOT", "Coupling", "EntropicOT", "Independent", "OptimalTransport", "sinkhorn"]
+__all__ = ["ConditionalOT", "Coupling", "EntropicOT", "GivenPairs", "Independent", "OptimalTransport", "sinkhorn"]
 
 
-class Coupling(eqx.Module):
+class Coupling(Part):
     """Pairs the starts with the data of a batch."""
 
     needs_condition: ClassVar[bool] = False
@@ -63,6 +65,13 @@ class Coupling(eqx.Module):
 
 class Independent(Coupling):
     """As they were drawn."""
+
+    def pair(self, key: PRNGKey, start: Array, x: Array, condition: Array | None) -> Array:
+        return jnp.arange(x.shape[0])
+
+
+class GivenPairs(Coupling):
+    """The pairs that came with the data: the coupling of flows that were fitted as ``PairedFlow``."""
 
     def pair(self, key: PRNGKey, start: Array, x: Array, condition: Array | None) -> Array:
         return jnp.arange(x.shape[0])
