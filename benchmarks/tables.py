@@ -183,9 +183,44 @@ def discrete():
         yield f"| {row['model']} | {value} | {row['kind']} | {row['seconds']:.0f} |"
 
 
+def flow_matching():
+    names = {"independent": "independent (FM)", "ot": "OT", "c2ot": "C2OT"}
+    for run in read("flow_matching")["runs"]:
+        settings = run["settings"]
+        yield (
+            f"{settings['steps']:,} steps of {settings['batch']} points, {settings['data']:,} pairs from batches of "
+            f"{settings['ot_batch']:,}, errors by {settings['points']:,} points, for which two samples of the data "
+            f"themselves are {run['floor']:.4f} apart:"
+        )
+        yield ""
+        yield "| condition | coupling | seeds | adaptive | published | one step of Euler's | published |"
+        yield "| --- | --- | --: | --: | --: | --: | --: |"
+        for cell in run["cells"]:
+            columns = []
+            for solver in ("adaptive", "euler-1"):
+                spread = f" ± {cell[solver]['sd']:.4f}" if cell["seeds"] > 1 else ""
+                columns += [f"{cell[solver]['mean']:.4f}{spread}", f"{cell[solver]['published']:.3f}"]
+            yield f"| {cell['condition']} | {names[cell['coupling']]} | {cell['seeds']} | {' | '.join(columns)} |"
+        yield ""
+
+
+def vae():
+    results = read("vae")
+    yield "| model | hidden layers | test log likelihood, nats per image | wanted | seconds of training |"
+    yield "| --- | --: | --: | --: | --: |"
+    yield f"| independent pixels | | {results['independent pixels']:.2f} | | |"
+    for row in results["rows"]:
+        value = f"{row['test log likelihood']:.2f} ± {row['standard error']:.2f}"
+        yield (
+            f"| {row['model']} | 2 x {row['hidden']} | {value} | {row['to reach']:.2f} | {row['training seconds']:.0f} |"
+        )
+
+
 TABLES = {
+    "flow-matching": flow_matching,
     "flows": flows,
     "discrete": discrete,
+    "vae": vae,
     "refit": refit,
     "nuts-overhead": nuts_overhead,
     "posteriordb": posteriordb,

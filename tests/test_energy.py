@@ -269,6 +269,41 @@ def test_conditionals_of_a_monotone_machine_are_near_those_of_its_energy():
     assert difference > 1e-6
 
 
+def test_training_gradients_approach_those_of_the_enumerated_model():
+    """Half the couplings: a quarter of the error of the gradient in the biases, and half of that in the couplings, since
+    the mean field is exact to first order in them. And the loss is minus the mean log probability of what is hidden."""
+    family, spec = (
+        MonotoneBoltzmann(hidden=1, rank=5, tolerance=1e-13, longest=2000, wanted=(1, 3)),
+        Spec((4,), None, 3),
+    )
+    x, mask = np.array([2, 0, 1, 0]), np.array([True, False, True, False])
+    rows = np.array(list(itertools.product(range(3), repeat=4)))
+    rows = rows[(rows[:, mask] == x[mask]).all(1)]
+
+    def enumerated(net):
+        model = LearnedMonotoneBoltzmann(family, spec, net)
+        log_p = jax.nn.log_softmax(-model.energy(rows))
+        found = [jax.scipy.special.logsumexp(log_p[np.flatnonzero(rows[:, i] == x[i])]) for i in (1, 3)]
+        return -sum(found) / 2
+
+    def trained(net):
+        return family.loss(jax.random.key(0), net, jnp.asarray(x[None]), None, NOW)
+
+    errors = []
+    both = jax.jit(lambda net: (jax.grad(trained)(net), jax.grad(enumerated)(net)))
+    for strength in (0.02, 0.02 / np.sqrt(2)):
+        net = strong(3, 5)
+        net = Couplings(net.a * strength, net.b, net.monotonicity)
+        ours, exact = both(net)
+        parts = (ours.b, exact.b), (ours.a, exact.a)
+        errors.append([float(jnp.linalg.norm(p - q) / jnp.linalg.norm(q)) for p, q in parts])
+    (bias, coupling), (less_bias, less_coupling) = errors
+    assert bias < 0.01
+    assert coupling < 0.1
+    assert bias / less_bias == pytest.approx(4, rel=0.1)
+    assert coupling / less_coupling == pytest.approx(2, rel=0.1)
+
+
 # -- conditional energies --------------------------------------------------------------------------------------------
 
 
@@ -315,6 +350,46 @@ def test_draws_by_scale_have_the_spectrum_of_a_free_field():
     power = np.abs(np.fft.fft2(draws)) ** 2 / 16 * precision
     assert_mean(power.reshape(40, 100, 4, 4).mean(1), 1.0, detects=0.4, tolerance=0.12)
     assert (np.asarray(model.least_curvature(x[0])) > 0).all()
+
+
+def lattice_energy(x):
+    """Of the periodic phi^4 field with two phases, the energy of ``lattice_field``."""
+    gradient = sum((jnp.roll(x, 1, axis) - x) ** 2 for axis in (0, 1))
+    return jnp.sum(0.5 * gradient + 0.5 * (x**2 - 1.2) ** 2)
+
+
+def lattice_field(key, count, side, sweeps=300):
+    """Draws of independent Metropolis chains on the exact energy, half of them from each phase."""
+    board = (jnp.indices((side, side)).sum(0) % 2).astype(bool)
+    start = jnp.where(jnp.arange(count)[:, None, None] % 2, 1.0, -1.0) * jnp.ones((side, side))
+
+    def sweep(x, key):
+        for colour in (board, ~board):
+            key, key_move, key_accept = jax.random.split(key, 3)
+            new = x + 1.2 * jax.random.uniform(key_move, x.shape, x.dtype, minval=-1.0)
+            near = sum(jnp.roll(x, s, axis) for s in (1, -1) for axis in (1, 2))
+            local = lambda v, near=near: 2 * v**2 - v * near + 0.5 * (v**2 - 1.2) ** 2  # noqa: E731
+            taken = jnp.log(jax.random.uniform(key_accept, x.shape)) < local(x) - local(new)
+            x = jnp.where(taken & colour, new, x)
+        return x, None
+
+    return jax.lax.scan(sweep, start, jax.random.split(key, sweeps))[0]
+
+
+@pytest.mark.slow
+def test_score_matching_by_scale_finds_the_energy_of_a_lattice_field_with_two_phases():
+    """The finest conditional energy is the lattice's own: 0.8 x^2, -x x' and x^4 / 2."""
+    family, spec = ConditionalEnergies(bumps=0, ridge=0.0), Spec((4, 4))
+    net = family.build(jax.random.key(0), spec)
+
+    @jax.jit
+    def fitted(key):
+        found = family.solve(key, net, lattice_field(key, 500, 4), None).scales[0]
+        return found.theta / found.unit.value ** jnp.array([2, 2, 2, 2, 4])
+
+    found = np.asarray(jax.lax.map(fitted, jax.random.split(jax.random.key(1), 40)))
+    # In features: x^2 / 2 and x^4 / 12 per site, x x' / 2 per link.
+    assert_mean(found, [4 - 2.4, -2.0, 0.0, 0.0, 6.0], detects=[0.6, 0.4, 0.5, 0.4, 0.9], tolerance=0.1)
 
 
 # -- control by moments ----------------------------------------------------------------------------------------------
@@ -453,6 +528,8 @@ def test_wrong_use_is_an_error_with_advice():
         fit(ContrastiveEncoder(), np.zeros((9, 5)))
     with pytest.raises(pg.MethodError, match="one normaliser"):
         fit(NoiseContrast(), np.zeros((9, 2)), condition=np.zeros((9, 1)))
+    with pytest.raises(pg.MethodError, match=r"wanted=\(4,\), expected positions .* from 0 to 3"):
+        fit(MonotoneBoltzmann(wanted=(4,)), np.eye(4, dtype=int))
     with pytest.raises(pg.MethodError, match=r"monotonicity=1.5"):
         fit(MonotoneBoltzmann(monotonicity=1.5), np.eye(4, dtype=int))
     model = LearnedBoltzmann(DeepBoltzmann(hidden=(20,)), Spec((30,), None, 2), machine((30, 20)))

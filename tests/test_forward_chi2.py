@@ -8,11 +8,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.infer.util import log_density
 
 import probgen as pg
 from probgen.base.errors import MethodError
 from probgen.infer.forward_chi2 import ForwardChi2
-from probgen.testing import assert_mean
+from probgen.testing import assert_mean, assert_unbiased_evidence
 
 
 def normal_model():
@@ -43,6 +44,49 @@ def test_the_gradient_is_that_of_the_log_second_moment_and_of_the_evidence():
     assert_mean(found["loc"], truth[0], detects=0.05, tolerance=0.005)
     assert_mean(found["log_scale"], truth[1], detects=0.05, tolerance=0.005)
     np.testing.assert_allclose(found["theta"], -1.0, rtol=1e-6)
+
+
+def spikes(seen):
+    """A hidden spike per bin, which depends on the one before and drives what is seen."""
+    weight, before = numpyro.param("weight", 1.5), 0.0
+    for t in range(3):
+        before = numpyro.sample(f"h{t}", dist.Bernoulli(logits=2 * before - 1))
+        numpyro.sample(f"v{t}", dist.Bernoulli(logits=weight * before - 0.5), obs=seen[t])
+
+
+def independent_spikes(seen):
+    for t, logit in enumerate(numpyro.param("logits", jnp.zeros(3))):
+        numpyro.sample(f"h{t}", dist.Bernoulli(logits=logit))
+
+
+@pytest.mark.slow
+def test_discrete_latent_variables_need_no_reparameterisation():
+    """Eight paths of hidden spikes are all there is: evidence, second moment of the weights, and their gradients."""
+    seen = jnp.asarray([1, 0, 1])
+    paths = np.stack(np.meshgrid(*[[0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    values = {f"h{t}": jnp.asarray(paths[:, t]) for t in range(3)}
+    params = {"weight": jnp.asarray(1.5), "logits": jnp.asarray([0.5, -0.5, 0.2])}
+
+    def log_terms(program, params):
+        return jax.vmap(lambda values: log_density(program, (seen,), {}, {**params, **values})[0])(values)
+
+    def log_z(params):
+        return jax.nn.logsumexp(log_terms(spikes, params))
+
+    def log_second(params):
+        held = jax.lax.stop_gradient(log_terms(spikes, params))
+        return jax.nn.logsumexp(2 * held - log_terms(independent_spikes, params))
+
+    few, many = ForwardChi2(samples=4).build(), ForwardChi2(samples=1000).build()
+    keys = jax.random.split(jax.random.key(0), 4000)
+    bounds = jax.jit(jax.vmap(lambda key: -few.loss(key, params, spikes, independent_spikes, seen)))(keys)
+    assert_unbiased_evidence(bounds, log_z(params), detects=0.08)
+    gradient = jax.jit(
+        jax.vmap(jax.grad(lambda p, key: many.loss(key, p, spikes, independent_spikes, seen)), (None, 0))
+    )
+    found = gradient(params, keys[:200])
+    assert_mean(found["weight"], -jax.grad(log_z)(params)["weight"], detects=0.03, tolerance=0.003)
+    assert_mean(found["logits"], jax.grad(log_second)(params)["logits"], detects=0.05, tolerance=0.005)
 
 
 def two_modes(y):

@@ -4,10 +4,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
+import probgen as pg
 from probgen import generative
 from probgen.base.errors import MethodError
+from probgen.program.density import Density
 from probgen.testing import assert_mean, assert_moments
 
 COVARIANCE = np.asarray([[1.0, 0.8, 0.0], [0.8, 1.0, -0.3], [0.0, -0.3, 0.5]])
@@ -73,6 +77,33 @@ def test_a_curved_posterior_is_matched():
     draws = np.asarray(generative.Implicit().fit_density(banana, 2).sample(jax.random.key(0), (4000,)))
     standard = np.stack([draws[:, 0], (draws[:, 1] - draws[:, 0] ** 2) / 0.3], 1)
     assert_moments(standard, np.zeros(2), np.eye(2), detects=0.4, tolerance=0.15)
+
+
+@pytest.mark.slow
+def test_predictions_of_a_bayesian_network_are_those_of_nuts():
+    """Six weights, whose posterior has the symmetries of hidden units; what the network predicts has none. The sampler
+    takes one of the symmetric modes, and its predictive means are within a fifth of a standard deviation, standard
+    deviations within 15 %."""
+    x = np.linspace(-2, 2, 40)
+    y = np.tanh(2 * x + 2) - np.tanh(2 * x - 2) + 0.2 * np.random.default_rng(0).normal(size=40)
+
+    def network(x, w, b, v):
+        return jnp.tanh(x[:, None] * w + b) @ v
+
+    def program(x, y):
+        w, b, v = (numpyro.sample(name, dist.Normal(jnp.zeros(2), 1.5).to_event(1)) for name in "wbv")
+        numpyro.sample("y", dist.Normal(network(x, w, b, v), 0.2).to_event(1), obs=y)
+
+    model = pg.Model(program, {"x": x, "y": y})
+    tree = pg.infer(model, pg.NUTS(), draws=1000, warmup=1000, chains=2, seed=0, progress=False)
+    density = Density(model)
+    fitted = generative.Implicit().fit_density(density.log_density, density.dim, seed=0)
+    values = jax.vmap(density.constrain)(fitted.sample(jax.random.key(0), (2000,)))
+    points = jnp.asarray([-2.5, -1.0, 0.0, 1.0, 2.5])
+    exact = {n: jnp.asarray(tree["posterior"][n].values).reshape(2000, 2) for n in "wbv"}
+    truth, found = (jax.vmap(lambda w, b, v: network(points, w, b, v))(d["w"], d["b"], d["v"]) for d in (exact, values))
+    assert np.all(np.abs(truth.mean(0) - found.mean(0)) < truth.std(0) / 5)
+    assert np.all(np.abs(np.log(found.std(0) / truth.std(0))) < np.log(1.15))
 
 
 def test_errors():

@@ -15,8 +15,10 @@ from numpyro.infer.util import log_density
 import probgen as pg
 from probgen import generative
 from probgen.base.errors import DataError, MethodError, ProbgenWarning
+from probgen.feynman_kac.hamiltonian import HamiltonianMoves
 from probgen.generative.latent_objective import mmd
-from probgen.generative.vae import VAE, _report
+from probgen.generative.latent_report import report_of
+from probgen.generative.vae import VAE
 from probgen.testing import assert_draws, assert_mean, assert_moments, assert_unbiased_evidence
 
 LINEAR = {"encoder": generative.Amortised(depth=0), "depth": 0, "latent": 2}
@@ -68,6 +70,9 @@ def linear_net(x, loadings, noise, family):
 
 bound = eqx.filter_jit(lambda model, key, x, draws: model.bound(key, x, draws))
 estimate = eqx.filter_jit(lambda model, key, x, draws: model.estimate(key, x, draws))
+estimate_annealed = eqx.filter_jit(
+    lambda model, key, x, draws: model.estimate(key, x, draws, moves=HamiltonianMoves(temperatures=2))
+)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +147,32 @@ def test_more_draws_tighten_the_bound_and_weights_are_unbiased(optimum):
         gain = np.asarray(bounds[large] - bounds[small])
         assert gain.mean() > 8 * gain.std() / np.sqrt(len(gain))
     assert_unbiased_evidence(bounds[16], truth, detects=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("from_prior", [False, True], ids=["guide", "prior"])
+def test_annealed_weights_are_unbiased_and_better_than_those_of_their_start(optimum, from_prior):
+    """Few and rough moves, so that wrong powers or acceptances show in the mean."""
+    x, model = optimum
+    model, one = off(model, 0.8), jnp.asarray(x[0])
+    truth = exact(x[:1], *principal_components(x))[0]
+    moves = HamiltonianMoves(temperatures=3, leapfrog=2, step_size=0.9)
+    repeated = jnp.broadcast_to(one, (1000, DIM))
+    found, plain = (
+        jax.jit(lambda x, m=m: model.estimate(jax.random.key(0), x, 40, moves=m, from_prior=from_prior))(repeated)
+        for m in (moves, None)
+    )
+    assert_unbiased_evidence(found.log_p, truth, detects=0.12)
+    assert found.ess.mean() > 1.5 * plain.ess.mean()
+    z = (np.exp(found.log_p - truth) - 1) / found.error  # the reported standard errors are those of the weights
+    assert 0.7 < np.std(z) < 1.5
+
+
+def test_annealing_from_the_posterior_changes_no_weight(optimum):
+    x, model = optimum
+    found = estimate_annealed(model, jax.random.key(0), x[:5], 4)
+    np.testing.assert_allclose(found.log_p, exact(x[:5], *principal_components(x)), atol=1e-6)
+    np.testing.assert_allclose(found.ess, 4, rtol=1e-6)
 
 
 def gradients(objective, model, x, count, key=0):
@@ -428,6 +459,47 @@ def test_sampling_the_program_finds_the_posterior(optimum):
     assert_draws(tree["posterior"]["z"].values, means=loc, sds=jnp.exp(log_scale), detects=0.6)
 
 
+@pytest.mark.slow
+def test_weights_are_those_of_the_program_and_back(untrained):
+    model, x = untrained("real")
+    c = jax.random.normal(jax.random.key(4), (4, 2))
+    given = model.given(c)
+    with numpyro.handlers.trace() as sites:
+        numpyro.handlers.seed(lambda: model.with_params("vae").given(c).model(x, c), 0)()
+    assert list(sites) == ["vae", "data", "z", "x"]
+    weights = sites["vae"]["value"]
+    total = sum(a.size for a in jax.tree.leaves(eqx.filter(model.net, generative_weights(model.net))))
+    assert weights.shape == (total,)
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(given.with_weights(weights).bound(key, x), given.bound(key, x))
+    assert float(jnp.abs(given.with_weights(0 * weights).bound(key, x) - given.bound(key, x)).max()) > 0.1
+    with pytest.raises(DataError, match=rf"the weights have shape \(2,\), expected \({total},\)"):
+        model.with_weights(jnp.zeros(2))
+
+
+@pytest.mark.slow
+def test_variational_inference_trains_weights_within_a_program():
+    """Until the lower bound is the maximum likelihood of principal components."""
+    x = data()
+    family = VAE(**LINEAR)
+    start = generative.fit(family, x, training=generative.Training(steps=1, block=1, validation=0.0))
+
+    def program(x):
+        start.with_params().model(x)
+
+    def guide(x):
+        start.with_params().guide(x)
+
+    method = pg.SVI(guide=guide, learning_rate=0.02, tolerance=0.5)
+    tree = pg.infer(pg.Model(program, {"x": x}), method, draws=50, chains=1, seed=0, progress=False)
+    best = exact(x, *principal_components(x)).sum()
+    assert best - 3 < tree.attrs["elbo"] < best + 4 * tree.attrs["elbo_se"] + 1e-3
+    trained = start.with_weights(tree["params"]["weights"].values)
+    bounds = bound(trained, jax.random.key(1), x, 1).sum()
+    assert best - 5 < bounds < best + 3
+    assert float(bound(start, jax.random.key(1), x, 1).sum()) < best - 100
+
+
 # -- diagnosis ---------------------------------------------------------------------------------------------------------
 
 
@@ -445,7 +517,7 @@ def test_the_report_is_that_of_quadrature(optimum):
     divergence = jax.vmap(lambda x: net.divergences(jnp.zeros(1), x, None))(x).mean()
     information = jnp.sum(jnp.where(q > 0, q * jnp.log(q / mean), 0.0), 1).mean() * step
     keys = jax.random.split(jax.random.key(0), 3200)
-    reports = jax.jit(jax.vmap(lambda key: _report(key, model, x)))(keys)
+    reports = jax.jit(jax.vmap(lambda key: report_of(key, model, x)))(keys)
     blocks = jax.tree.map(lambda a: np.asarray(a, float).reshape(32, 100, *a.shape[1:]).mean(1), reports)
     assert_mean(blocks.mutual_information, information, detects=0.2)
     assert_mean(blocks.marginal_divergence, divergence - information, detects=0.6)

@@ -13,6 +13,7 @@ EXPECTED = {
     "share of the rare kind, generator": (0.13, 0.21),
     "share of the rare kind, controlled": (0.44, 0.56),
     "share of the rare kind, controlled and weighted": (0.46, 0.54),
+    "mean of the attribute, controlled and weighted: z-score of its distance from 0.5": (-4.0, 4.0),
     "effective share of weighted draws": (0.7, 1.0),
     "mean of the rare kind, controlled less generator": (-0.12, 0.12),
 }
@@ -38,11 +39,18 @@ def main() -> dict[str, float]:
     log_w = np.asarray(jax.jit(controlled.log_weight)(z))
     w = np.exp(log_w - log_w.max())
     w /= w.sum()
+    score = np.asarray(jax.vmap(attribute)(after)) - 0.5
+    # The error of a ratio of means, and that of the tilt, which was found on 8192 draws of the generator.
+    plain = np.asarray(jax.vmap(attribute)(before))
+    ratio = np.exp(float(controlled.tilt[0]) * plain)
+    tilt_error = np.mean((ratio / ratio.mean() * (plain - 0.5)) ** 2) / 8192
+    error = np.sqrt(np.sum((w * score) ** 2) + tilt_error)
     is_rare = after[:, 0] > 0
     return {
         "share of the rare kind, generator": (before[:, 0] > 0).mean(),
         "share of the rare kind, controlled": is_rare.mean(),
         "share of the rare kind, controlled and weighted": w[is_rare].sum(),
+        "mean of the attribute, controlled and weighted: z-score of its distance from 0.5": w @ score / error,
         "effective share of weighted draws": 1 / (w**2).sum() / len(w),
         "mean of the rare kind, controlled less generator": after[is_rare, 1].mean()
         - before[before[:, 0] > 0, 1].mean(),

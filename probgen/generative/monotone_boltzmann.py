@@ -14,13 +14,14 @@ unique. Its resolvent in :math:`f` is the softmax itself, and Douglas-Rachford s
 .. math:: u = (2I - \Phi)^{-1}(z + b), \qquad z \leftarrow z + \mathrm{softmax}(2u - z) - u,
 
 converges from every start, observed entries held fixed. Gradients go through the fixed point by the implicit function
-theorem. The model is trained to complete data of which random parts are hidden: an entry that is a label is then
-classified like any other is completed.
+theorem. Matrices are small blocks less one of the rank of :math:`A`, and so are inverted. The model is trained to
+complete data of which random parts are hidden: an entry that is a label is then classified like any other is completed.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
@@ -68,15 +69,20 @@ class Couplings(eqx.Module):
     b: Array
     monotonicity: float = eqx.field(static=True)
 
-    def phi(self) -> Array:
-        r""":math:`\Phi`, shape ``(variables * values, variables * values)``."""
-        rank, count, values = self.a.shape
+    def normalised(self) -> Array:
+        r""":math:`\hat A`, the shape of ``a``."""
         gram = jnp.einsum("rik,ril->ikl", self.a, self.a)
         largest = jnp.linalg.eigvalsh(gram)[:, -1]
         most = 1 - self.monotonicity
-        a = self.a * jnp.where(largest > most, jnp.sqrt(most / jnp.where(largest > most, largest, 1.0)), 1.0)[:, None]
-        flat = a.reshape(rank, -1)
-        block = jnp.kron(jnp.eye(count, dtype=a.dtype), jnp.ones((values, values), a.dtype))
+        return (
+            self.a * jnp.where(largest > most, jnp.sqrt(most / jnp.where(largest > most, largest, 1.0)), 1.0)[:, None]
+        )
+
+    def phi(self) -> Array:
+        r""":math:`\Phi`, shape ``(variables * values, variables * values)``."""
+        rank, count, values = self.a.shape
+        flat = self.normalised().reshape(rank, -1)
+        block = jnp.kron(jnp.eye(count, dtype=flat.dtype), jnp.ones((values, values), flat.dtype))
         return -(1 - block) * (flat.T @ flat)
 
     def solve(self, x: Array, mask: Array, start: Array, tolerance: float, most: int) -> MeanField:
@@ -90,42 +96,64 @@ class Couplings(eqx.Module):
             most: Steps after which it stops.
         """
         free, still = ~mask[:, None], jax.lax.stop_gradient(self)
-        phi, shape = still.phi(), x.shape
-        open_ = jnp.broadcast_to(free, shape).reshape(-1).astype(phi.dtype)
+        hat = still.normalised()
         known = jnp.where(free, 0.0, x)
-        field = open_ * (phi @ known.reshape(-1) + still.b.reshape(-1))
-        inverse = jnp.linalg.inv(2 * jnp.eye(len(phi), dtype=phi.dtype) - open_[:, None] * phi * open_)
+        field = jnp.where(free, _coupled(hat, known) + still.b, 0.0)
+        # Among the free variables, Phi is small blocks less a matrix of low rank.
+        live = jnp.where(free, hat, 0.0)
+        blocks, eye = jnp.einsum("rik,ril->ikl", live, live), jnp.eye(x.shape[1], dtype=hat.dtype)
+        resolvent = _inverse(2 * eye - blocks, jnp.moveaxis(live, 0, -1), live)
 
         def softmax(z: Array) -> Array:
-            return open_ * jax.nn.softmax(z.reshape(shape)).reshape(-1)
-
-        def residual(q: Array) -> Scalar:
-            return jnp.max(jnp.abs(q - softmax(open_ * (phi @ q) + field)))
+            return jnp.where(free, jax.nn.softmax(z), 0.0)
 
         def step(at: tuple[Array, Array, Array, Scalar]) -> tuple[Array, Array, Array, Scalar]:
             count, z, _, _ = at
-            u = inverse @ (z + field)
+            u = resolvent(z + field)
             q = softmax(2 * u - z)
-            return count + 1, z + q - u, q, residual(q)
+            return count + 1, z + q - u, q, jnp.max(jnp.abs(q - softmax(_coupled(live, q) + field)))
 
         def unfinished(at: tuple[Array, Array, Array, Scalar]) -> Array:
             return (at[3] > tolerance) & (at[0] < most)
 
-        z = open_ * start.reshape(-1)
+        z = jnp.where(free, start, 0.0)
         count, _, q, error = jax.lax.while_loop(unfinished, step, (jnp.asarray(0), z, z, jnp.asarray(jnp.inf, z.dtype)))
         q = jax.lax.stop_gradient(q)
         # The implicit function theorem: one step with live weights, then the inverse of what it leaves out.
-        new = jnp.where(free, jax.nn.softmax((self.phi() @ (q + known.reshape(-1))).reshape(shape) + self.b), 0.0)
-        delta = (new - jax.lax.stop_gradient(new)).reshape(-1)
-        rows = q.reshape(shape)
-        slope = jax.scipy.linalg.block_diag(*[jnp.diag(r) - jnp.outer(r, r) for r in rows])
-        total = q + jnp.linalg.solve(jnp.eye(len(phi), dtype=phi.dtype) - slope @ (open_[:, None] * phi * open_), delta)
-        return MeanField(total.reshape(shape) + known, count, error)
+        new = softmax(_coupled(self.normalised(), q + known) + self.b)
+        slope = q[:, :, None] * eye - q[:, :, None] * q[:, None, :]
+        left_out = _inverse(eye - slope @ blocks, jnp.einsum("ikl,ril->ikr", slope, live), live)
+        return MeanField(q + left_out(new - jax.lax.stop_gradient(new)) + known, count, error)
 
     def energy(self, x: Array) -> Scalar:
         """That of a joint state, one-hot, shape ``(variables, values)``."""
         flat = x.reshape(-1)
         return -0.5 * flat @ self.phi() @ flat - flat @ self.b.reshape(-1)
+
+
+def _coupled(hat: Array, x: Array) -> Array:
+    r""":math:`\Phi x` for :math:`\hat A` of shape ``(rank, variables, values)``, without the matrix :math:`\Phi`."""
+    own = jnp.einsum("ril,il->ri", hat, x)
+    return jnp.einsum("rik,ri->ik", hat, own - own.sum(1, keepdims=True))
+
+
+def _inverse(blocks: Array, columns: Array, rows: Array) -> Callable[[Array], Array]:
+    """The inverse of a block diagonal matrix plus one of low rank (Woodbury 1950), as a function.
+
+    Args:
+        blocks: Shape ``(variables, values, values)``.
+        columns: Shape ``(variables, values, rank)``.
+        rows: Shape ``(rank, variables, values)``.
+    """
+    small = jnp.linalg.inv(blocks)
+    left = small @ columns
+    inner = jnp.linalg.inv(jnp.eye(len(rows), dtype=rows.dtype) + jnp.einsum("ril,ils->rs", rows, left))
+
+    def apply(x: Array) -> Array:
+        own = jnp.einsum("ikl,il->ik", small, x)
+        return own - left @ (inner @ jnp.einsum("ril,il->r", rows, own))
+
+    return apply
 
 
 class MonotoneBoltzmann(DiscreteFamily):
@@ -137,6 +165,8 @@ class MonotoneBoltzmann(DiscreteFamily):
         monotonicity: :math:`m` in (0, 1): larger values make a faster solver and weaker links.
         tolerance: Residual of the mean field.
         longest: Steps after which the solver stops.
+        wanted: Entries that are often wanted from all the others, such as a label: in half of the rows of a batch these
+            are hidden and the others seen; in the other half, and everywhere if empty, random ones are hidden.
     """
 
     training: ClassVar[Training] = Training(steps=800, batch=64, learning_rate=1e-2, ema=0.99, weight_decay=0.0)
@@ -146,6 +176,7 @@ class MonotoneBoltzmann(DiscreteFamily):
     monotonicity: float = eqx.field(static=True, default=0.1)
     tolerance: float = eqx.field(static=True, default=1e-5)
     longest: int = eqx.field(static=True, default=500)
+    wanted: tuple[int, ...] = eqx.field(static=True, default=())
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
@@ -157,9 +188,16 @@ class MonotoneBoltzmann(DiscreteFamily):
                 f"monotonicity={self.monotonicity}, expected hidden >= 0, rank >= 1, longest >= 1, 0 < monotonicity < 1."
             )
 
+        if not all(type(at) is int and 0 <= at < spec.shape[0] for at in self.wanted):
+            raise MethodError(
+                f"MonotoneBoltzmann got wanted={self.wanted!r}, expected positions of entries, ints from 0 to "
+                f"{spec.shape[0] - 1}."
+            )
+
     def build(self, key: PRNGKey, spec: Spec) -> Couplings:
         count = spec.shape[0] + self.hidden
-        a = 0.3 * jax.random.normal(key, (self.rank, count, spec.values), jnp.float32)
+        # Norms begin below the largest, where they can still move.
+        a = 0.5 / self.rank**0.5 * jax.random.normal(key, (self.rank, count, spec.values), jnp.float32)
         return Couplings(a, jnp.zeros((count, spec.values), jnp.float32), self.monotonicity)
 
     def adapt(self, key: PRNGKey, net: Couplings, x: Array, condition: Array | None) -> Couplings:
@@ -172,6 +210,9 @@ class MonotoneBoltzmann(DiscreteFamily):
         key_share, key_mask = jax.random.split(key)
         share = jax.random.uniform(key_share, (len(x), 1))
         mask = jax.random.uniform(key_mask, x.shape) < share
+        if self.wanted:
+            others = jnp.ones(x.shape[1], bool).at[np.array(self.wanted)].set(False)
+            mask = jnp.where(jnp.arange(len(x))[:, None] % 2 == 0, others, mask)
 
         def one(x: Array, mask: Array) -> Scalar:
             q = mean_field(self, net, x, mask).q[: len(x)]

@@ -14,6 +14,7 @@ datum and latent variable under the guide.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -25,26 +26,25 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
-from jax.scipy.special import logsumexp
+from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints
 
 from probgen.base.errors import DataError, MethodError, ProbgenWarning
 from probgen.base.typing import PRNGKey, Scalar
+from probgen.feynman_kac.hamiltonian import HamiltonianMoves
 from probgen.generative.family import Family, Now, Spec, Training
 from probgen.generative.latent_objective import ELBO, InfoVAE, LatentObjective, log_weights, mean_log_weight
+from probgen.generative.latent_report import LatentReport, report_of
 from probgen.generative.learned import Exactness, Learned
 from probgen.generative.likelihood import BernoulliLikelihood, GaussianLikelihood, Likelihood, mean_of
 from probgen.generative.standardisation import Standardisation
 from probgen.generative.vae_net import Amortised, Encoder, LatentPrior, StandardNormal, VAENet
 from probgen.nets import MLP, Constant, trainable
 
-__all__ = ["VAE", "LatentReport", "LearnedRealVAE", "LearnedVAE", "LogEvidence"]
+__all__ = ["VAE", "LearnedRealVAE", "LearnedVAE", "LogEvidence"]
 
-_ACTIVE = 0.01
-"""Variance of its posterior mean, in units of the prior's, from which on a unit counts as active."""
 _UNUSED = 0.05
 """Mutual information, in nats, below which a latent variable is not used."""
-_RELEVANT = 0.99
 
 
 class VAE(Family):
@@ -157,32 +157,6 @@ class LogEvidence(NamedTuple):
     ess: Array
 
 
-class LatentReport(NamedTuple):
-    """How a latent-variable model uses its latent variable.
-
-    Attributes:
-        bound: Mean evidence lower bound per datum, in nats.
-        divergence: Mean divergence of guide and prior by entry of the latent variable, in nats, shape ``(dim,)``.
-        active: Whether the posterior mean of an entry varies with the datum, shape ``(dim,)``: its variance exceeds 1 %
-            of that of the draws of the prior.
-        mutual_information: Of datum and latent variable under the guide, in nats; at most the log of the number of
-            data that were given.
-        marginal_divergence: Divergence of the aggregate posterior from the prior, in nats: mean divergence less mutual
-            information. Draws of the model are off by that much.
-        relevance: Share of each entry in what the decoder's mean (in standard units) varies by, shape ``(dim,)``,
-            summing to 1: prior variance times mean squared derivative (of the bottom level; 0 for those above).
-        relevant: Number of entries that make up 99 % of it.
-    """
-
-    bound: Array
-    divergence: Array
-    active: Array
-    mutual_information: Array
-    marginal_divergence: Array
-    relevance: Array
-    relevant: Array
-
-
 class LearnedVAE(Learned):
     """The law of a variational autoencoder: draws and a bound; ``estimate`` for a better one.
 
@@ -221,26 +195,73 @@ class LearnedVAE(Learned):
     def bound_at(self, key: PRNGKey, x: Array, draws: int = 1) -> Scalar:
         return mean_log_weight(log_weights(key, self.net, x, self.condition, draws).log_w)
 
-    def estimate(self, key: PRNGKey, value: Array, draws: int = 1000) -> LogEvidence:
-        """The log density, estimated by importance sampling from the guide; with infinitely many draws it is exact.
+    def estimate(
+        self,
+        key: PRNGKey,
+        value: Array,
+        draws: int = 1000,
+        *,
+        moves: HamiltonianMoves | None = None,
+        from_prior: bool = False,
+    ) -> LogEvidence:
+        """The log density, estimated by importance sampling; with infinitely many draws it is exact.
+
+        With ``moves`` that is annealed importance sampling (Neal 2001; Wu, Burda, Salakhutdinov and Grosse 2017): each
+        draw is carried to the posterior through intermediate laws, and its weight stays unbiased whatever their number.
+        It is for guides that miss part of the posterior. From the prior the estimate owes nothing to the guide, and so
+        is a check of it.
 
         Args:
             key: Randomness.
             value: Data.
             draws: Draws per datum, at least 2.
+            moves: ``HamiltonianMoves(temperatures=...)``; ``None`` for none.
+            from_prior: Whether draws begin at the prior rather than at the guide.
         """
         self._ready("bound")
         if draws < 2:
             raise MethodError(f"estimate got draws={draws}, expected at least 2. Use 1000 or more.")
+        if moves is not None and not isinstance(moves, HamiltonianMoves):
+            raise MethodError(
+                f"estimate got moves={moves!r}, expected HamiltonianMoves(temperatures=10), say, or None."
+            )
 
         def at(here: LearnedVAE, key: PRNGKey, x: Array) -> LogEvidence:
-            log_w = log_weights(key, here.net, x, here.condition, draws).log_w
+            if moves is None and not from_prior:
+                log_w = log_weights(key, here.net, x, here.condition, draws).log_w
+            else:
+                log_w = here._annealed(key, x, draws, moves, from_prior)
             shares = jax.nn.softmax(log_w)
             squares = jnp.sum(shares**2)
             error = jnp.sqrt(jnp.maximum(squares - 1 / draws, 0.0) * draws / (draws - 1))
             return LogEvidence(mean_log_weight(log_w), error, 1 / squares)
 
         return self._keyed(key, value, at)
+
+    def _annealed(self, key: PRNGKey, x: Array, draws: int, moves: HamiltonianMoves | None, from_prior: bool) -> Array:
+        """Log weights of draws of the guide or the prior after ``moves``, shape ``(draws,)``."""
+        net, c = self.net, self.condition
+
+        def drawn(noise: Array) -> Array:
+            return net.push(noise, c) if from_prior else net.infer_from(noise, x, c)
+
+        def ratio(z: Array) -> tuple[Scalar, Scalar]:
+            log_p, log_likelihood = net.log_prior(z, c), net.log_likelihood(z, x, c)
+            if from_prior:
+                return log_p, log_likelihood
+            log_q = net.log_q(z, x, c)
+            return log_q, log_p + log_likelihood - log_q
+
+        dim, dtype = sum(net.latent), net.features(x).dtype
+
+        def one(key: PRNGKey) -> Scalar:
+            key_start, key_moves = jax.random.split(key)
+            z = drawn(jax.random.normal(key_start, (dim,), dtype))
+            if moves is None:
+                return ratio(z)[1]
+            return moves(key_moves, z, ratio, drawn(jnp.zeros(dim, dtype)))[1]
+
+        return jax.vmap(one)(jax.random.split(key, draws))
 
     def infer(self, key: PRNGKey, value: Array) -> Array:
         """A draw of the guide for each datum, shape ``(..., dim)``."""
@@ -282,7 +303,7 @@ class LearnedVAE(Learned):
             raise DataError(
                 f"report got data of shape {value.shape}, expected (n, {', '.join(map(str, self.event_shape))})."
             )
-        report = _report(key, self, value)
+        report = report_of(key, self, value)
         if not bool(report.active.any()) or report.mutual_information < _UNUSED:
             warnings.warn(
                 f"the latent variable is not used (posterior collapse): {int(report.active.sum())} of "
@@ -319,6 +340,51 @@ class LearnedVAE(Learned):
         return jnp.mean(jnp.abs(flat.mean(0)) / jnp.where(spread > 0, spread, 1.0))
 
     # -- as programs ---------------------------------------------------------------------------------------------------
+
+    def with_params(self, name: str = "weights") -> LearnedVAE:
+        """Within a program: the same model with the ``numpyro.param`` site ``name`` for its weights, so that ``pg.SVI``
+        trains them with all else that the program has. Model and guide share them::
+
+            def program(x):
+                start.with_params().model(x)
+
+
+            def guide(x):
+                start.with_params().guide(x)
+
+        and ``start.with_weights(tree["params"]["weights"].values)`` is what came of it.
+
+        Args:
+            name: Of the site, a flat vector that begins at the weights as they are.
+        """
+        value = numpyro.param(name, self._weights()[0])
+        return self.with_weights(jnp.asarray(value))
+
+    def with_weights(self, weights: Array) -> LearnedVAE:
+        """The same model with other weights.
+
+        Args:
+            weights: All of them (of decoder, guide, noise, prior), flat, in the order of ``with_params``.
+
+        Raises:
+            DataError: If they are not as many.
+        """
+        flat, restored = self._weights()
+        weights = jnp.asarray(weights, flat.dtype)
+        if weights.shape != flat.shape:
+            raise DataError(
+                f"the weights have shape {weights.shape}, expected {flat.shape}. Take those of a program in which this "
+                f"model stood with_params()."
+            )
+        here = copy.copy(self)
+        here.net = restored(weights)
+        return here
+
+    def _weights(self) -> tuple[Array, Callable[[Array], VAENet]]:
+        """The weights, flat, and from such a vector to a network."""
+        weights, fixed = eqx.partition(self.net, trainable(self.net))
+        flat, restored = ravel_pytree(weights)
+        return flat, lambda flat: eqx.combine(restored(flat), fixed)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -360,49 +426,6 @@ class LearnedVAE(Learned):
 
 def _row(condition: Array | None, row: Array) -> Array | None:
     return None if condition is None else jnp.asarray(condition)[row]
-
-
-@eqx.filter_jit
-def _report(key: PRNGKey, model: LearnedVAE, x: Array) -> LatentReport:
-    key_guide, key_prior = jax.random.split(key)
-    net, count = model.net, x.shape[0]
-    c = model.condition
-    over = 0 if c is not None and model.batch_shape else None
-
-    def rows(function: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.vmap(function, (0, 0, over))
-
-    z = rows(net.infer)(jax.random.split(key_guide, count), x, c)
-    log_q, log_prior = rows(net.log_q)(z, x, c), jax.vmap(net.log_prior, (0, over))(z, c)
-    likelihood = rows(net.log_likelihood)(z, x, c)
-    divergences = rows(net.divergences)(z, x, c)
-    # Row by row, so that memory grows with the number of data and not with its square.
-    aggregate = jax.lax.map(lambda z: logsumexp(jax.vmap(lambda x, c: net.log_q(z, x, c), (0, over))(x, c)), z)
-    information = jnp.mean(log_q - (aggregate - jnp.log(count)))
-    means = jax.vmap(lambda x, c: net.infer_from(jnp.zeros(z.shape[1], z.dtype), x, c), (0, over))(x, c)
-    prior = jax.vmap(lambda key, c: net.push(jax.random.normal(key, z.shape[1:], z.dtype), c), (0, over))(
-        jax.random.split(key_prior, count), c
-    )
-    active = means.var(0) > _ACTIVE * prior.var(0)
-
-    def mean(z: Array, c: Array | None) -> Array:
-        found = mean_of(net.law(z, c))
-        return (found if model.family.discrete else net.units.inward(found)).reshape(-1)
-
-    jacobians = jax.vmap(jax.jacfwd(mean), (0, over))(z, c)
-    power = jnp.sum(jnp.mean(jacobians**2, 0), 0) * prior.var(0)
-    relevance = power / jnp.where(power.sum() > 0, power.sum(), 1.0)
-    relevant = 1 + jnp.sum(jnp.cumsum(jnp.sort(relevance)[::-1]) < _RELEVANT)
-    divergence = jnp.mean(divergences, 0)
-    return LatentReport(
-        jnp.mean(likelihood) - divergence.sum(),
-        divergence,
-        active,
-        information,
-        jnp.mean(log_q - log_prior) - information,
-        relevance,
-        relevant,
-    )
 
 
 class LearnedRealVAE(LearnedVAE):

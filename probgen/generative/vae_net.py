@@ -35,6 +35,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.family import Spec
 from probgen.generative.likelihood import Likelihood
@@ -44,7 +45,7 @@ from probgen.nets import MLP, Constant
 __all__ = ["Amortised", "Encoder", "GradientOrigin", "LatentPrior", "Relevance", "StandardNormal", "VAENet"]
 
 
-class Encoder(eqx.Module):
+class Encoder(Part):
     """How a guide is computed from a datum."""
 
     def check(self, levels: int) -> None:
@@ -110,7 +111,7 @@ class _OriginNet(eqx.Module):
         return jnp.exp(self.log_step) * gradient, self.log_scale
 
 
-class LatentPrior(eqx.Module):
+class LatentPrior(Part):
     """The prior of the top level."""
 
     def check(self) -> None:
