@@ -67,7 +67,7 @@ def verdict_of(code: int, output: str) -> str:
     """``caught``, ``missed``, or what went wrong with the patch itself; and how it showed."""
     if code == 0:
         return "MISSED"
-    shown = re.findall(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?$", output, re.M)
+    shown = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", output, re.M)
     if code != 1 or not shown:
         return f"BROKEN: {output.strip().splitlines()[-1] if output.strip() else 'no output'}"
     test, why = shown[0]

@@ -281,6 +281,33 @@ def test_dequantised_draws_have_their_probabilities(cells):
         model.log_prob(x)
 
 
+@pytest.mark.slow
+def test_learned_noise_is_worth_its_weights():
+    """Four binary values in a row: with uniform noise the flow has to have edges, and a larger one loses more."""
+    stay = 0.85
+    x = np.stack(np.meshgrid(*[np.arange(2)] * 4, indexing="ij"), -1).reshape(-1, 4)
+    changes = np.abs(np.diff(x)).sum(1)
+    p = 0.5 * stay ** (3 - changes) * (1 - stay) ** changes
+    data = x[np.random.default_rng(0).choice(16, 10_000, p=p)]
+    training = pg.Training(steps=300, batch=256, learning_rate=5e-3, ema=0.98, block=300, validation=0)
+
+    def flow(count):
+        return pg.Flow(scalar=pg.LogisticMixture(components=3), count=count, width=24, depth=1)
+
+    def above(family):
+        model = pg.fit(family, data, values=2, training=training)
+        keys = jax.random.split(jax.random.key(1), 300)
+        bounds = jax.jit(lambda model, keys: jax.lax.map(lambda key: model.bound(key, x), keys))(model, keys)
+        return (np.log(p) - np.asarray(bounds)) @ p, sum(np.size(a) for a in jax.tree.leaves(model.net))
+
+    learned, weights = above(pg.DequantizedFlow(flow=flow(4), dequantizer=flow(2)))
+    uniform, as_many = above(pg.DequantizedFlow(flow=flow(6), dequantizer=None))
+    assert 0.9 < weights / as_many < 1.1
+    error = np.hypot(learned.std(), uniform.std()) / len(learned) ** 0.5
+    assert learned.mean() > -4 * error  # a bound
+    assert (uniform.mean() - learned.mean()) / error > 6
+
+
 # -- flowjax ---------------------------------------------------------------------------------------------------------
 
 

@@ -36,7 +36,7 @@ from probgen.generative.corruption import (
     UniformCorruption,
 )
 from probgen.generative.coupled_mixture import CoupledMixture, LearnedCoupledMixture
-from probgen.generative.coupling import ConditionalOT, Coupling, EntropicOT, Independent, OptimalTransport
+from probgen.generative.coupling import ConditionalOT, Coupling, EntropicOT, GivenPairs, Independent, OptimalTransport
 from probgen.generative.coupling_layers import CouplingLayers
 from probgen.generative.d3pm import D3PM, LearnedD3PM
 from probgen.generative.denoised_distribution import DenoisedDistribution
@@ -88,12 +88,14 @@ from probgen.generative.interpolant import (
 from probgen.generative.latent_model import LatentModel, LearnedLatentModel
 from probgen.generative.latent_objective import ELBO, IWAE, ForwardChi2, InfoVAE, LatentObjective
 from probgen.generative.latent_ode import LatentODE, LearnedLatentODE
+from probgen.generative.latent_report import LatentReport
 from probgen.generative.latent_tree import HiddenChowLiu, RandomRegions, Structure
 from probgen.generative.learned import Exactness, Learned
 from probgen.generative.learned_encoder import LearnedEncoder
 from probgen.generative.likelihood import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Likelihood
 from probgen.generative.linear_path import CompleteRecipe, LinearPath, phase_space, spatial
 from probgen.generative.marginal_model import LearnedMarginalModel, MarginalModel
+from probgen.generative.mixture_density import LearnedMixtureDensity, MixtureDensity
 from probgen.generative.moment_control import MomentControlled, moment_control
 from probgen.generative.monotone_boltzmann import LearnedMonotoneBoltzmann, MeanField, MonotoneBoltzmann
 from probgen.generative.multimarginal import LearnedMarginals, LearnedSimplexField, Multimarginal
@@ -109,7 +111,8 @@ from probgen.generative.multivariate_diffusion import (
 )
 from probgen.generative.nested_diffusion import LearnedNested, NestedDiffusion
 from probgen.generative.neural_divergence import Critic, NeuralDivergence, neural_divergence
-from probgen.generative.ode_solver import AdaptiveSteps, EulerSteps, HeunSteps, OdeSolver
+from probgen.generative.ode_solver import AdaptiveSteps, EulerSteps, HeunSteps, OdeSolver, RungeKuttaSteps
+from probgen.generative.paired_flow import PairedFlow, couple
 from probgen.generative.path import VE, VP, Cosine, Path, Rectified, SubVP, even_log_snr, even_times, karras_times
 from probgen.generative.phase_bridge import LearnedPhaseBridge, PhaseBridge, phase_step
 from probgen.generative.poisson_flow import LearnedPoissonFlow, PoissonFlow, PoissonKernel
@@ -166,7 +169,7 @@ from probgen.generative.training import fit
 from probgen.generative.training_free import TrainingFree, published_strength
 from probgen.generative.transformer_layers import TransformerLayers
 from probgen.generative.unmasking import Unmasked, any_order_bound, ordered_log_prob, random_ranks, unmask
-from probgen.generative.vae import VAE, LatentReport, LearnedRealVAE, LearnedVAE, LogEvidence
+from probgen.generative.vae import VAE, LearnedRealVAE, LearnedVAE, LogEvidence
 from probgen.generative.vae_net import Amortised, Encoder, GradientOrigin, LatentPrior, Relevance, StandardNormal
 from probgen.generative.von_mises_fisher import VonMisesFisher
 
@@ -270,6 +273,7 @@ __all__ = [
     "GaussianMarginals",
     "GaussianMixture",
     "GaussianUnits",
+    "GivenPairs",
     "Glauber",
     "GradientOrigin",
     "GraphVAE",
@@ -344,6 +348,7 @@ __all__ = [
     "LearnedLatentODE",
     "LearnedMarginalModel",
     "LearnedMarginals",
+    "LearnedMixtureDensity",
     "LearnedMonotoneBoltzmann",
     "LearnedMultimodal",
     "LearnedMultivariateDiffusion",
@@ -373,6 +378,7 @@ __all__ = [
     "LotkaVolterra",
     "MarginalModel",
     "MeanField",
+    "MixtureDensity",
     "MixtureMean",
     "ModelStatistics",
     "MomentControlled",
@@ -392,6 +398,7 @@ __all__ = [
     "OUNoise",
     "OdeSolver",
     "OptimalTransport",
+    "PairedFlow",
     "Particles",
     "Path",
     "PhaseBridge",
@@ -411,6 +418,7 @@ __all__ = [
     "Relevance",
     "Replacement",
     "ReverseSDE",
+    "RungeKuttaSteps",
     "Sampler",
     "Samples",
     "ScalarTransform",
@@ -456,6 +464,7 @@ __all__ = [
     "class_log_probs",
     "closest_joint",
     "conditional_transport_cost",
+    "couple",
     "even_log_snr",
     "even_times",
     "exposure_bias",

@@ -13,6 +13,7 @@ from jax import Array
 
 from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.family import Spec
 from probgen.generative.latent_objective import mmd
@@ -21,7 +22,7 @@ from probgen.generative.learned import Exactness
 __all__ = ["CodeLaw", "GaussianCode", "SymbolCode"]
 
 
-class CodeLaw(eqx.Module):
+class CodeLaw(Part):
     """How a code is made of what an encoder says."""
 
     offers: eqx.AbstractClassVar[Mapping[str, Exactness]]

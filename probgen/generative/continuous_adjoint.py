@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from probgen.base.errors import MethodError
 from probgen.generative.ode_solver import Field, OdeSolver
@@ -38,15 +39,16 @@ class ContinuousAdjoint(OdeSolver):
     def solve(self, field: Field, y: Any, start: float, end: float) -> Any:
         import diffrax  # takes long, and fixed steps do without
 
-        time = jax.numpy.asarray(start, jax.tree.leaves(y)[0].dtype)
+        # In the precision of the point, or that of Python's floats would be the precision of all.
+        time, last = jnp.asarray([start, end], jax.tree.leaves(y)[0].dtype)
         # The adjoint sees what the field depends on only if it is an argument.
         field = eqx.filter_closure_convert(field, time, y)
         controller = diffrax.PIDController(rtol=self.tolerance, atol=self.tolerance)
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, field: field(t, y)),  # pyright: ignore[reportArgumentType]
             diffrax.Dopri5(),
-            start,
-            end,
+            time,
+            last,
             None,
             y,
             args=field,

@@ -23,11 +23,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 
 __all__ = ["AbsorbingCorruption", "Corruption", "GaussianCorruption", "NeighbourCorruption", "UniformCorruption"]
 
 
-class Corruption(eqx.Module):
+class Corruption(Part):
     """Transition matrices of a corruption in a number of steps."""
 
     def states(self, values: int) -> int:

@@ -30,6 +30,7 @@ from jax import Array
 from jax.scipy.special import logsumexp
 
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.path import Path, Time
 
@@ -54,7 +55,7 @@ class Posterior(eqx.Module):
         return jax.vmap(self.action)(basis).reshape(dim, dim)
 
 
-class Denoiser(eqx.Module):
+class Denoiser(Part):
     """A posterior mean for every time of a path; one point at a time."""
 
     path: eqx.AbstractVar[Path]

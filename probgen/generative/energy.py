@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.family import Spec
 from probgen.generative.learned import Exactness, Learned
@@ -25,7 +26,7 @@ from probgen.nets import MLP
 __all__ = ["Energy", "GaussianEnergy", "LearnedEnergy", "NeuralEnergy", "langevin"]
 
 
-class Energy(eqx.Module):
+class Energy(Part):
     """What function an energy is. It lives in standard units of the data."""
 
     @abc.abstractmethod

@@ -12,13 +12,14 @@ from jax import Array
 
 from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.learned import Learned
 
 __all__ = ["Family", "Now", "Solved", "Spec", "Training"]
 
 
-class Spec(eqx.Module):
+class Spec(Part):
     """Shapes of the data.
 
     Attributes:
@@ -104,7 +105,7 @@ class Training(eqx.Module):
         return optax.chain(optax.clip_by_global_norm(self.clip), optax.adamw(rate, weight_decay=self.weight_decay))
 
 
-class Family(eqx.Module):
+class Family(Part):
     """What is fitted. Settings are static fields with defaults; a trained part (a teacher, an encoder) is a field with
     arrays.
 
@@ -152,6 +153,15 @@ class Family(eqx.Module):
     @abc.abstractmethod
     def distribution(self, net: Any, spec: Spec) -> Learned:
         """What a trained network is: the distribution that ``fit`` returns."""
+
+    def inspect(self, model: Learned, x: Array, condition: Array | None) -> None:
+        """Look at a fitted model before ``fit`` returns it, and warn of what can be seen to be wrong.
+
+        Args:
+            model: From ``distribution``.
+            x: Data that were held out, or if there are none those of training; shape ``(n, *spec.shape)``.
+            condition: Their conditions.
+        """
 
 
 class Solved(Family):

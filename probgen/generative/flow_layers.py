@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.scalar_transform import ScalarTransform
 from probgen.nets.constant import Constant
@@ -43,7 +44,7 @@ class Bijection(eqx.Module):
         """From noise to data, and the log determinant of the Jacobian dx/dz."""
 
 
-class FlowLayers(eqx.Module):
+class FlowLayers(Part):
     """A configuration of layers."""
 
     def check(self, shape: tuple[int, ...]) -> None:

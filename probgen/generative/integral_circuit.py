@@ -26,6 +26,7 @@ import numpy as np
 from jax import Array
 
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.circuit import LearnedCircuit
 from probgen.generative.family import Family, Now, Spec, Training
@@ -37,7 +38,7 @@ from probgen.nets import MLP
 __all__ = ["GaussianUnits", "IntegralCircuit", "IntegralUnits", "LearnedIntegralCircuit", "NeuralUnits"]
 
 
-class IntegralUnits(eqx.Module):
+class IntegralUnits(Part):
     """What the integrands of an integral circuit are. A network has ``log_root(z)``, shape ``(n,)``, ``log_links(z)``,
     ``(nodes, n, n)``, with the child last, both of them up to constants that do not depend on the child, and
     ``leaves(z)``, at latents ``z`` of shape ``(n,)``."""

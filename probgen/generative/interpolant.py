@@ -37,13 +37,14 @@ import numpy as np
 from jax import Array
 
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey
 from probgen.generative.path import Time
 
 __all__ = ["GaussianInterpolant", "Interpolant", "InterpolantField", "Straight", "Trigonometric", "interpolant_path"]
 
 
-class Interpolant(eqx.Module):
+class Interpolant(Part):
     """Weights of data, start and noise by time."""
 
     noise: eqx.AbstractVar[float]

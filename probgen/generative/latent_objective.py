@@ -46,6 +46,7 @@ from jax.scipy.special import logsumexp
 
 from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 
 __all__ = ["ELBO", "IWAE", "ForwardChi2", "InfoVAE", "LatentNet", "LatentObjective", "log_weights", "mmd"]
@@ -103,7 +104,7 @@ def mean_log_weight(log_w: Array) -> Scalar:
     return logsumexp(log_w) - jnp.log(log_w.shape[0])
 
 
-class LatentObjective(eqx.Module):
+class LatentObjective(Part):
     """What training maximises."""
 
     def check(self) -> None:

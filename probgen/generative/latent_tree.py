@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.chow_liu import spanning_tree
 from probgen.nets import Constant
@@ -41,7 +42,7 @@ class Shape(eqx.Module):
     node: Constant
 
 
-class Structure(eqx.Module):
+class Structure(Part):
     """How the tree of a circuit is chosen."""
 
     @abc.abstractmethod

@@ -26,7 +26,7 @@ from probgen.generative.point_distribution import PointDistribution
 if TYPE_CHECKING:
     from probgen.generative.family import Family, Spec
 
-__all__ = ["Exactness", "Learned"]
+__all__ = ["Exactness", "Learned", "as_points"]
 
 
 class Exactness(enum.Enum):
@@ -51,8 +51,15 @@ _USES = {
 }
 
 
-def _points(array: Any, shape: tuple[int, ...], what: str) -> Array:
-    """Points of a given shape: what would be broadcast to it is a mistake."""
+def as_points(array: Any, shape: tuple[int, ...], what: str, *, real: bool = False) -> Array:
+    """Points of a given shape: what would be broadcast to it is a mistake, and so are whole numbers if they are ``real``."""
+    array = array if isinstance(array, Array) else np.asarray(array)
+    kinds = (jnp.floating,) if real else (jnp.number, np.bool_)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+        expected = "real numbers" if real else "numbers"
+        raise DataError(
+            f"the {what} has the type {array.dtype}, expected {expected}. Convert it: {what}.astype(float)."
+        )
     array = jnp.asarray(array)
     if array.shape[max(array.ndim - len(shape), 0) :] != shape:
         raise DataError(
@@ -167,12 +174,12 @@ class Learned(PointDistribution):
             MethodError: If the model has no density (a bound is not one).
         """
         self._ready("log_prob")
-        return super().log_prob(_points(value, self.event_shape, "value"))
+        return super().log_prob(as_points(value, self.event_shape, "value"))
 
     def bound(self, key: PRNGKey, value: Array) -> Array:
         """An unbiased estimate of a lower bound of the log density, shape that of ``value`` without the event."""
         self._ready("bound")
-        value = _points(value, self.event_shape, "value")
+        value = as_points(value, self.event_shape, "value")
         batch = jnp.broadcast_shapes(self.batch_shape, value.shape[: value.ndim - self.event_dim])
         keys = jax.random.split(as_key(key), batch)
         return self.pointwise(lambda here, key, x: here.bound_at(key, x), (keys, 0), (value, self.event_dim))
@@ -186,17 +193,19 @@ class Learned(PointDistribution):
         """From standard normal noise, shape ``(..., *noise_shape)``, to draws: the same law as ``sample``."""
         self._ready("noise_map")
         shape = self.noise_shape
-        return self.pointwise(lambda here, z: here.push(z), (_points(z, shape, "noise"), len(shape)))
+        return self.pointwise(lambda here, z: here.push(z), (as_points(z, shape, "noise", real=True), len(shape)))
 
     def score(self, x: Array, t: Array | float) -> Array:
         """Gradient of the log density of the noisy value ``x`` at time ``t`` of the path, the shape of ``x``."""
         self._ready("score")
-        return self.pointwise(lambda here, x: here.score_at(x, t), (jnp.asarray(x), self.event_dim))
+        x = as_points(x, self.event_shape, "value", real=True)
+        return self.pointwise(lambda here, x: here.score_at(x, t), (x, self.event_dim))
 
     def velocity(self, x: Array, t: Array | float) -> Array:
         """Velocity of the probability flow at time ``t`` of the path, the shape of ``x``."""
         self._ready("velocity")
-        return self.pointwise(lambda here, x: here.velocity_at(x, t), (jnp.asarray(x), self.event_dim))
+        x = as_points(x, self.event_shape, "value", real=True)
+        return self.pointwise(lambda here, x: here.velocity_at(x, t), (x, self.event_dim))
 
     def conditional(self, value: Array, mask: Array) -> Any:
         """What is known of the entries where ``mask`` is false, given those of ``value`` where it is true; see the

@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from probgen.base.errors import DataError, MethodError
+from probgen.base.part import Part
 from probgen.generative.family import Spec
 from probgen.generative.standardisation import Standardisation
 from probgen.nets import Constant
@@ -20,7 +21,7 @@ from probgen.nets import Constant
 __all__ = ["BernoulliLikelihood", "CategoricalLikelihood", "GaussianLikelihood", "Likelihood", "mean_of"]
 
 
-class Likelihood(eqx.Module):
+class Likelihood(Part):
     """The law of a datum given the outputs of a decoder."""
 
     discrete: ClassVar[bool]

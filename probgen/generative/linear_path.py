@@ -37,6 +37,7 @@ from jax import Array
 
 from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 from probgen.base.typing import Scalar
 from probgen.generative.path import Time
 
@@ -128,7 +129,7 @@ class LinearPath(eqx.Module):
         return times.at[0].set(self.end).at[-1].set(self.start)
 
 
-class CompleteRecipe(eqx.Module):
+class CompleteRecipe(Part):
     r"""A linear diffusion with the stationary law :math:`N(0, S)`, as a setting: rows of numbers.
 
     Attributes:

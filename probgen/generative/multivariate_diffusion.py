@@ -43,6 +43,7 @@ from jax.scipy.stats import norm
 
 from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.denoiser import GaussianMixture
 from probgen.generative.family import Family, Now, Spec
@@ -179,7 +180,7 @@ def _sufficient(phi: Array, p: Array, z: Array) -> tuple[Array, Array]:
     return (noise + noise.T) / 2, noise @ solved.T @ z
 
 
-class LinearStep(eqx.Module):
+class LinearStep(Part):
     """One step of a state from time ``t`` to an earlier time ``s``."""
 
     @abc.abstractmethod

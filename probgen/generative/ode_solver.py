@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -13,14 +14,15 @@ from jax import Array
 
 from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 
-__all__ = ["AdaptiveSteps", "EulerSteps", "HeunSteps", "OdeSolver", "with_divergence"]
+__all__ = ["AdaptiveSteps", "EulerSteps", "HeunSteps", "OdeSolver", "RungeKuttaSteps", "with_divergence"]
 
 type Field = Callable[[Array, Any], Any]
 """``field(t, y)``, the slope of ``y``, an array or a tuple of arrays."""
 
 
-class OdeSolver(eqx.Module):
+class OdeSolver(Part):
     """How an ordinary equation is integrated."""
 
     @abc.abstractmethod
@@ -34,37 +36,81 @@ class OdeSolver(eqx.Module):
             end: Time to reach.
         """
 
+    def finer(self) -> OdeSolver | None:
+        """A solver whose error is small beside that of this one, to see how large that is; ``None`` for one that keeps to
+        a tolerance by itself."""
+        return None
 
-class EulerSteps(OdeSolver):
+
+class _EqualSteps(OdeSolver):
+    """An explicit Runge-Kutta rule with equal steps.
+
+    Attributes:
+        rows: Of its tableau below the first: what a stage takes of the slopes before it.
+        weights: What the step takes of the slopes.
+    """
+
+    rows: ClassVar[tuple[tuple[float, ...], ...]]
+    weights: ClassVar[tuple[float, ...]]
+    steps: eqx.AbstractVar[int]
+
+    def __check_init__(self) -> None:
+        if not is_count(self.steps):
+            raise MethodError(f"steps must be an int of at least 1, got {self.steps!r}. Use 32.")
+
+    def finer(self) -> OdeSolver:
+        return dataclasses.replace(self, steps=4 * self.steps)
+
+    def solve(self, field: Field, y: Any, start: float, end: float) -> Any:
+        length = (end - start) / self.steps
+
+        def ahead(y: Any, shares: tuple[float, ...], slopes: list[Any]) -> Any:
+            return jax.tree.map(
+                lambda a, *b: a + length * sum(c * d for c, d in zip(shares, b, strict=True) if c), y, *slopes
+            )
+
+        def step(y: Any, t: Array) -> tuple[Any, None]:
+            slopes = [field(t, y)]
+            for row in self.rows:
+                slopes.append(field(t + length * sum(row), ahead(y, row, slopes)))
+            return ahead(y, self.weights, slopes), None
+
+        dtype = jax.tree.leaves(y)[0].dtype
+        return jax.lax.scan(step, y, start + length * jnp.arange(self.steps, dtype=dtype))[0]
+
+
+class EulerSteps(_EqualSteps):
     """Equal steps by Euler's rule, order 1; one step is a one-step generator, as good as the paths are straight.
 
     Attributes:
         steps: How many.
     """
 
+    rows, weights = (), (1.0,)
     steps: int = eqx.field(static=True, default=64)
 
-    def __check_init__(self) -> None:
-        _check(self.steps)
 
-    def solve(self, field: Field, y: Any, start: float, end: float) -> Any:
-        return _fixed(field, y, start, end, self.steps, heun=False)
-
-
-class HeunSteps(OdeSolver):
+class HeunSteps(_EqualSteps):
     """Equal steps by the trapezoidal rule, order 2, two evaluations a step.
 
     Attributes:
         steps: How many.
     """
 
+    rows, weights = ((1.0,),), (0.5, 0.5)
     steps: int = eqx.field(static=True, default=32)
 
-    def __check_init__(self) -> None:
-        _check(self.steps)
 
-    def solve(self, field: Field, y: Any, start: float, end: float) -> Any:
-        return _fixed(field, y, start, end, self.steps, heun=True)
+class RungeKuttaSteps(_EqualSteps):
+    """Equal steps by the classical rule of Runge and Kutta, order 4, four evaluations a step; for smooth fields far nearer
+    than the trapezoidal rule at the same number of evaluations.
+
+    Attributes:
+        steps: How many.
+    """
+
+    rows, weights = ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+    steps: int = eqx.field(static=True, default=8)
 
 
 class AdaptiveSteps(OdeSolver):
@@ -83,37 +129,19 @@ class AdaptiveSteps(OdeSolver):
     def solve(self, field: Field, y: Any, start: float, end: float) -> Any:
         import diffrax  # takes long, and fixed steps do without
 
+        # In the precision of the point, or that of Python's floats would be the precision of all.
+        first, last = jnp.asarray([start, end], jax.tree.leaves(y)[0].dtype)
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, _: field(t, y)),  # pyright: ignore[reportArgumentType]
             diffrax.Dopri5(),
-            start,
-            end,
+            first,
+            last,
             None,
             y,
             stepsize_controller=diffrax.PIDController(rtol=self.tolerance, atol=self.tolerance),
             max_steps=4096,
         )
         return jax.tree.map(lambda y: y[0], solution.ys)
-
-
-def _check(steps: int) -> None:
-    if not is_count(steps):
-        raise MethodError(f"steps must be an int of at least 1, got {steps!r}. Use 32.")
-
-
-def _fixed(field: Field, y: Any, start: float, end: float, steps: int, *, heun: bool) -> Any:
-    length = (end - start) / steps
-
-    def step(y: Any, t: Array) -> tuple[Any, None]:
-        slope = field(t, y)
-        ahead = jax.tree.map(lambda a, b: a + length * b, y, slope)
-        if heun:
-            after = field(t + length, ahead)
-            ahead = jax.tree.map(lambda a, b, c: a + length * (b + c) / 2, y, slope, after)
-        return ahead, None
-
-    dtype = jax.tree.leaves(y)[0].dtype
-    return jax.lax.scan(step, y, start + length * jnp.arange(steps, dtype=dtype))[0]
 
 
 def with_divergence(velocity: Callable[[Array, Array], Array]) -> Field:

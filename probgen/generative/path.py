@@ -28,13 +28,14 @@ from jax import Array
 
 from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 
 __all__ = ["VE", "VP", "Cosine", "Path", "Rectified", "SubVP", "even_log_snr", "even_times", "karras_times"]
 
 type Time = Array | float
 
 
-class Path(eqx.Module):
+class Path(Part):
     """Signal and noise scales as functions of time, and what follows from them."""
 
     start: eqx.AbstractVar[float]

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.denoiser import Denoiser
 from probgen.generative.diffusion import Diffusion, LearnedDiffusion, denoised
@@ -38,7 +39,7 @@ from probgen.nets import Conditioned, TimeFeatures
 __all__ = ["LearnedProcessDiffusion", "OUNoise", "ProcessDiffusion", "ProcessNoise", "ProcessUnits", "SmoothNoise"]
 
 
-class ProcessNoise(eqx.Module):
+class ProcessNoise(Part):
     """The covariance of the noise as a function of two times; 1 at equal times."""
 
     length: eqx.AbstractVar[float]

@@ -36,6 +36,7 @@ from jax import Array
 
 from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.denoiser import Denoiser
 from probgen.generative.path import Path
@@ -54,7 +55,7 @@ __all__ = [
 ]
 
 
-class Sampler(eqx.Module):
+class Sampler(Part):
     """One step from time ``t`` to an earlier time ``s``."""
 
     @property

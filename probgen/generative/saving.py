@@ -8,6 +8,7 @@ the family's own network has there.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -228,6 +229,9 @@ def _classes() -> dict[str, type]:
     found: dict[str, type] = {}
     todo = Part.__subclasses__()
     for cls in todo:
+        if inspect.isabstract(cls):  # no object is one, so it takes no name
+            todo += cls.__subclasses__()
+            continue
         there = found.get(cls.__name__)
         if there is None or not _home(there).startswith("probgen.") or _home(there) == _home(cls):
             found[cls.__name__] = cls

@@ -33,11 +33,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from probgen.base.errors import MethodError
+from probgen.base.part import Part
 
 __all__ = ["Affine", "LogisticMixture", "ScalarTransform", "Spline"]
 
 
-class ScalarTransform(eqx.Module):
+class ScalarTransform(Part):
     """A monotone map of a number to a number; a configuration, whose parameters come from a network."""
 
     @property

@@ -26,6 +26,7 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from probgen.base.errors import DataError, MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.family import Family, Now, Spec, Training
 from probgen.generative.learned import Exactness, Learned
@@ -35,7 +36,7 @@ from probgen.generative.vae_net import VAENet
 __all__ = ["Downscaled", "LearnedSelfSupervisedVAE", "SelfSupervisedVAE", "Summary"]
 
 
-class Summary(eqx.Module):
+class Summary(Part):
     """A deterministic map of discrete data to coarser discrete data."""
 
     @abc.abstractmethod

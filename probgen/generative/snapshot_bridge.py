@@ -27,6 +27,7 @@ from jax import Array
 
 from probgen.base.counts import is_count
 from probgen.base.errors import DataError, MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey
 from probgen.generative.coupling import sinkhorn
 from probgen.generative.family import Solved, Spec
@@ -36,7 +37,7 @@ from probgen.nets import Constant
 __all__ = ["DriftFamily", "LearnedDynamics", "LinearDrift", "LotkaVolterra", "SnapshotBridge"]
 
 
-class DriftFamily(eqx.Module):
+class DriftFamily(Part):
     """Drifts that are linear in their parameters."""
 
     @abc.abstractmethod

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from probgen.base.errors import DataError, MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.family import Spec
 from probgen.generative.standardisation import Standardisation
@@ -19,7 +20,7 @@ from probgen.generative.standardisation import Standardisation
 __all__ = ["NearCondition", "NormalSource", "Samples", "Source"]
 
 
-class Source(eqx.Module):
+class Source(Part):
     """A law to begin in."""
 
     has_density: ClassVar[bool] = True

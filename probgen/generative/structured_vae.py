@@ -27,6 +27,7 @@ from jax import Array
 
 from probgen.base.counts import is_count
 from probgen.base.errors import DataError, MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.feynman_kac import forward_backward, kalman
 from probgen.generative.family import Family, Now, Spec, Training
@@ -38,7 +39,7 @@ from probgen.nets import MLP
 __all__ = ["ChainPrior", "HiddenMarkov", "LearnedStructuredVAE", "LinearDynamics", "StructuredVAE"]
 
 
-class ChainPrior(eqx.Module):
+class ChainPrior(Part):
     """The law of the latent variables over time.
 
     Its parameters are a pytree that ``build`` makes. Paths have shape ``(T, size)``: what a decoder sees.

@@ -23,6 +23,7 @@ from jax import Array
 from jax.scipy.special import logsumexp
 
 from probgen.base.errors import DataError, MethodError
+from probgen.base.part import Part
 from probgen.base.typing import PRNGKey, Scalar
 
 __all__ = ["DiscreteTarget", "Ising", "Table"]
@@ -30,7 +31,7 @@ __all__ = ["DiscreteTarget", "Ising", "Table"]
 _LARGEST = 2**22
 
 
-class DiscreteTarget(eqx.Module):
+class DiscreteTarget(Part):
     """A density of rows of symbols that is known up to a constant."""
 
     @property

@@ -22,6 +22,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from probgen.base.counts import is_count
 from probgen.base.errors import MethodError, ProbgenWarning
 from probgen.base.keys import as_key
 from probgen.base.typing import PRNGKey
@@ -87,6 +88,13 @@ def fit(
     training = family.training if training is None else training
     if not isinstance(training, Training):
         raise MethodError(f"training must be a Training, got {training!r}. Write pg.generative.Training(steps=5000).")
+    if values is not None and not family.discrete:
+        raise MethodError(
+            f"values={values!r} is the number of values of discrete data, and {type(family).__name__} is a model of real "
+            f"data. Leave values out."
+        )
+    if values is not None and not is_count(values):
+        raise MethodError(f"values must be an int of at least 1, the number of values of the data, got {values!r}.")
     key_build, key_adapt, key_split, key_train = jax.random.split(as_key(seed), 4)
     if isinstance(family, Solved):
         # Nothing is judged on held-out data, so none are held out.
@@ -110,6 +118,7 @@ def fit(
         net, history = _descend(key_train, family, training, net, source, opened, shown)
     found = family.distribution(net, spec)
     found.history = history
+    family.inspect(found, *(source.validation() or source.sample()))
     return found
 
 

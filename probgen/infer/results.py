@@ -45,7 +45,9 @@ def to_tree(model: Model, density: Density, run: Run, attrs: dict[str, Any], war
     groups["sample_stats"] = xarray.Dataset({k: (d, v[:, warmup:]) for k, (d, v) in stats.items()})
     for group, variables in run.groups.items():
         groups[group] = dataset(model, variables)
-    groups |= {"observed_data": observed_data(model), "constant_data": constant_data(model)}
+    own = {"observed_data": observed_data(model), "constant_data": constant_data(model)}
+    # Observations that are no sites of the program are known to the method alone.
+    groups |= {name: found for name, found in own.items() if found.data_vars or name not in groups}
     chains, draws = next(iter(run.values.values())).shape[:2] if run.values else (0, 0)
     for name in groups:
         if name.endswith(("posterior", "sample_stats")):

@@ -28,7 +28,7 @@ from probgen.infer.particle_runs import Runs, particle_runs
 from probgen.infer.random_walk import RandomWalk
 from probgen.infer.settings import check_count, check_fraction
 from probgen.kernels.data_tempering import DataTempering
-from probgen.kernels.moves import Hamiltonian, Langevin, Move, RandomStep
+from probgen.kernels.moves import DifferentialEvolution, Hamiltonian, Langevin, Move, RandomStep
 from probgen.kernels.tempering import AdaptiveTempering, FixedTempering, threshold_of, usual_moves
 from probgen.program.density import Density
 from probgen.run.compiled import compile_all
@@ -63,7 +63,8 @@ class SMC(Method):
         backend: ``"probgen"``.
         particles: Number of particles of each chain.
         kernel: ``pg.RandomWalk()``, ``pg.MALA()`` or ``pg.HMC()``, for its acceptance rate and, of HMC, the most
-            leapfrog steps. Scales and covariance come from the particles.
+            leapfrog steps; or ``pg.DifferentialEvolution()``, for several modes in few coordinates. Scales and
+            covariance come from the particles.
         moves: Moves of each particle at each power; in waste-free SMC, between states that are kept. ``None``: as many
             as make it forget where (in its mode) it began: a correlation of 0.1 in the worst coordinate.
         ess: Effective sample size after each increase of the power, as a share of the particles: it decides how far
@@ -79,7 +80,7 @@ class SMC(Method):
 
     backend: str = eqx.field(static=True, default="")
     particles: int = eqx.field(static=True, default=1024)
-    kernel: RandomWalk | MALA | HMC = eqx.field(static=True, default=HMC())
+    kernel: RandomWalk | MALA | HMC | DifferentialEvolution = eqx.field(static=True, default=HMC())
     moves: int | None = eqx.field(static=True, default=None)
     ess: float = eqx.field(static=True, default=0.5)
     waste_free: int | None = eqx.field(static=True, default=None)
@@ -99,10 +100,10 @@ class SMC(Method):
         check_fraction("ess", self.ess, 0.5)
         if self.moves is not None:
             check_count("moves", self.moves, 1, 10)
-        if not isinstance(self.kernel, RandomWalk | MALA | HMC):
+        if not isinstance(self.kernel, RandomWalk | MALA | HMC | DifferentialEvolution):
             raise MethodError(
-                f"kernel must be pg.RandomWalk(), pg.MALA() or pg.HMC(), got {self.kernel!r}. Write for example "
-                f"kernel=pg.HMC()."
+                f"kernel must be pg.RandomWalk(), pg.MALA(), pg.HMC() or pg.DifferentialEvolution(), got "
+                f"{self.kernel!r}. Write for example kernel=pg.HMC()."
             )
         self.kernel.check()
         usual = type(self.kernel)()
@@ -163,6 +164,8 @@ class SMC(Method):
         return Settings(self.particles, self.resampling, threshold, variance=self.chain == 1)
 
     def _move(self) -> Move:
+        if isinstance(self.kernel, DifferentialEvolution):
+            return self.kernel
         if isinstance(self.kernel, RandomWalk):
             return RandomStep(self.kernel.target_accept)
         if isinstance(self.kernel, MALA):

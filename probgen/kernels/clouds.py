@@ -12,7 +12,7 @@ from jax.scipy.special import logsumexp
 
 from probgen.base.typing import Scalar
 
-__all__ = ["covariance_root", "log_ess", "next_power", "relative_variance"]
+__all__ = ["covariance_root", "evenly", "log_ess", "next_power", "relative_variance"]
 
 _ENOUGH = 10
 """Effective particles per dimension that make a sample covariance good enough as it is."""
@@ -81,6 +81,13 @@ def log_ess(log_w: Array) -> Scalar:
 def relative_variance(means: Array) -> Scalar:
     """Variance of the mean of independent values over the square of the mean."""
     return jnp.var(means, ddof=1) / means.shape[0] / jnp.mean(means) ** 2
+
+
+def evenly(u: Array, log_w: Array, count: int) -> Array:
+    """``count`` of the weighted points ``u``, equally weighted: systematic resampling without chance."""
+    edges = jnp.cumsum(jax.nn.softmax(log_w))
+    at = (jnp.arange(count) + 0.5) / count * edges[-1]
+    return u[jnp.minimum(jnp.searchsorted(edges, at), u.shape[0] - 1)]
 
 
 def covariance_root(u: Array, log_w: Array, otherwise: Array) -> Array:

@@ -10,6 +10,11 @@ Moves run in coordinates whitened by :math:`L`, with :math:`L L^\top` the covari
 with :math:`p = 1` for the random walk (Roberts, Gelman and Gilks 1997), 3 for the Langevin proposal (Roberts and
 Rosenthal 1998) and 2 for Hamiltonian trajectories of fixed length (Beskos, Pillai, Roberts, Sanz-Serna and Stuart
 2013); a measured rate gives :math:`c`, hence the scale with the rate that is wanted.
+
+Where a posterior has modes, or is bent, its covariance says little of it. Differential evolution (ter Braak 2006) takes
+its proposals from the cloud itself, :math:`u + \gamma (a - b) + \epsilon` with two of its members: they have its shape at
+every distance, and with :math:`\gamma = 1` lead from one mode to another. The members come from a *bank* that is made of
+the cloud before it moves and stays as it is: given the bank the proposal is symmetric, so the moves are Metropolis steps.
 """
 
 from __future__ import annotations
@@ -25,12 +30,16 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import log_ndtr, ndtr, ndtri
 
+from probgen.base.errors import MethodError
 from probgen.base.typing import Position, PRNGKey, Scalar
 
-__all__ = ["Hamiltonian", "Langevin", "Move", "Point", "RandomStep", "Target", "Tuning"]
+__all__ = ["DifferentialEvolution", "Hamiltonian", "Langevin", "Move", "Point", "RandomStep", "Target", "Tuning"]
 
 _QUARTER = np.pi / 2
 """Length of the trajectory that makes start and end independent on a standard normal: a quarter of a period."""
+
+_JITTER = 0.05
+"""Noise of a differential-evolution step, as a share of the scale, in deviations of the cloud."""
 
 
 class Point(NamedTuple):
@@ -81,10 +90,12 @@ class Tuning(NamedTuple):
     Attributes:
         root: :math:`L`, a Cholesky factor of the covariance, shape ``(dim, dim)``; or standard deviations, ``(dim,)``.
         scale: :math:`h`.
+        bank: Members of the cloud, equally weighted, shape ``(move.bank, dim)``; ``None`` for moves without.
     """
 
     root: Array
     scale: Scalar
+    bank: Array | None = None
 
     def push(self, z: Array) -> Array:
         """:math:`L z`."""
@@ -105,6 +116,8 @@ class Move(eqx.Module):
     target_accept: eqx.AbstractVar[float]
     order: ClassVar[int]
     """:math:`p` above."""
+    bank: ClassVar[int] = 0
+    """How many members of the cloud it asks for."""
 
     @abc.abstractmethod
     def first_scale(self, dim: int) -> float:
@@ -170,6 +183,61 @@ class RandomStep(Move):
         point, level = state
         noise = jax.random.normal(key, (point.u.shape[0] + 1,), point.u.dtype)
         new = target.evaluate(point.u + tuning.scale * tuning.push(noise[:-1]))
+        new_level = target.level(new)
+        return _chosen(noise[-1], new_level - level, (new, new_level), state)
+
+
+class DifferentialEvolution(Move):
+    """Differential evolution: steps along the difference of two members of the cloud (ter Braak 2006).
+
+    For posteriors of a few coordinates, up to ten or so, with several modes or a bent shape; no gradient.
+
+    Attributes:
+        target_accept: Acceptance rate that the scale aims at.
+        jumps: Share of the moves by a whole difference, which lead between modes.
+    """
+
+    target_accept: float = eqx.field(static=True, default=0.234)
+    jumps: float = eqx.field(static=True, default=0.15)
+    order: ClassVar = 1
+    bank: ClassVar = 1024
+
+    def check(self) -> None:
+        """Raise ``MethodError`` for settings that make no sense."""
+        for name, usual in (("target_accept", 0.234), ("jumps", 0.15)):
+            if not 0 < getattr(self, name) < 1:
+                raise MethodError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}. {usual:g} is usual.")
+
+    def first_scale(self, dim: int) -> float:
+        """See ``Move.first_scale``."""
+        return 2.38 / np.sqrt(2 * dim)
+
+    def first_moves(self, dim: int) -> int:
+        """See ``Move.first_moves``."""
+        return 4 * dim + 4
+
+    def begin(self, target: Target, point: Point) -> tuple[Point, Scalar]:
+        """See ``Move.begin``."""
+        return point, target.level(point)
+
+    def point(self, state: tuple[Point, Scalar]) -> Point:
+        """See ``Move.point``."""
+        return state[0]
+
+    def __call__(
+        self, key: PRNGKey, target: Target, state: tuple[Point, Scalar], tuning: Tuning
+    ) -> tuple[tuple[Point, Scalar], Scalar]:
+        """See ``Move.__call__``."""
+        assert tuning.bank is not None
+        (point, level), count = state, tuning.bank.shape[0]
+        noise = jax.random.normal(key, (point.u.shape[0] + 4,), point.u.dtype)
+        first, apart, jump = ndtr(noise[-4:-1])
+        first = jnp.minimum((count * first).astype(int), count - 1)
+        second = (first + 1 + jnp.minimum(((count - 1) * apart).astype(int), count - 2)) % count
+        gamma = jnp.where(jump < self.jumps, 1.0, tuning.scale)
+        # The noise lets the chain reach what lies between the differences.
+        step = gamma * (tuning.bank[first] - tuning.bank[second]) + _JITTER * tuning.scale * tuning.push(noise[:-4])
+        new = target.evaluate(point.u + step)
         new_level = target.level(new)
         return _chosen(noise[-1], new_level - level, (new, new_level), state)
 

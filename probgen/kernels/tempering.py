@@ -37,7 +37,7 @@ from jax import Array
 
 from probgen.base.typing import Position, PRNGKey, Scalar
 from probgen.feynman_kac.protocol import Cloud, FeynmanKac
-from probgen.kernels.clouds import covariance_root, log_ess, next_power, relative_variance
+from probgen.kernels.clouds import covariance_root, evenly, log_ess, next_power, relative_variance
 from probgen.kernels.data_tempering import DataTempering
 from probgen.kernels.metric import DENSE_LIMIT
 from probgen.kernels.moves import Move, Point, Target, Tuning
@@ -130,7 +130,8 @@ class _Tempering(FeynmanKac):
         """See ``FeynmanKac.start``."""
         dim, zero = self.density.dim, jnp.zeros((), float)
         root = jnp.eye(dim) if dim <= DENSE_LIMIT else jnp.ones(dim)
-        tuning = Tuning(root, jnp.asarray(self.move.first_scale(dim), float))
+        bank = jnp.zeros((self.move.bank, dim)) if self.move.bank else None
+        tuning = Tuning(root, jnp.asarray(self.move.first_scale(dim), float), bank)
         moves = jnp.asarray(self.first_moves(), jnp.int32)
         return Level(jnp.zeros((), jnp.int32), zero, zero, tuning, moves, moves, zero)
 
@@ -195,7 +196,8 @@ class _Tempering(FeynmanKac):
             lambda: covariance_root(apart, log_w, context.tuning.root),
             lambda: covariance_root(cloud.x.point.u, log_w, context.tuning.root),
         )
-        tuning = Tuning(root, scale)
+        bank = evenly(cloud.x.point.u, log_w, self.move.bank) if self.move.bank else None
+        tuning = Tuning(root, scale, bank)
         variance = context.variance
         if self.chain > 1:
             g = jnp.exp(log_w - jnp.max(log_w))

@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -67,6 +67,9 @@ class Density(eqx.Module):
         MethodError: If the program draws random keys of its own (``numpyro.prng_key``): its density would be random.
     """
 
+    takes_own_keys: ClassVar[bool] = False
+    """Whether programs are taken that draw random keys of their own."""
+
     model: Model
     discrete: Values
     """Values at which sites are held."""
@@ -76,7 +79,7 @@ class Density(eqx.Module):
     """Whether noise is a coordinate where a learned distribution asks for it."""
 
     def __init__(self, model: Model, discrete: Values | None = None, *, noise: bool = True) -> None:
-        if model.own_keys:
+        if model.own_keys and not self.takes_own_keys:
             raise MethodError(
                 "the program calls numpyro.prng_key(), so its density would be random. Write what it draws as "
                 "numpyro.sample sites, or use a method that only simulates."
