@@ -8,6 +8,8 @@ import probgen as pg
 
 g = pg.generative
 
+jax.config.update("jax_enable_x64", True)
+
 EXPECTED: dict[str, tuple[float, float]] = {
     # Expected losses; the bands are about five standard errors of the estimates.
     "loss of the bound, 20 steps [nats]": (2.5, 10.0),

@@ -8,6 +8,8 @@ import probgen as pg
 
 g = pg.generative
 
+jax.config.update("jax_enable_x64", True)
+
 EXPECTED: dict[str, tuple[float, float]] = {
     # 60 data, log odds with an error of about a tenth.
     "mean error of the probability of class 1": (0.0, 0.05),

@@ -7,6 +7,8 @@ import probgen as pg
 
 g = pg.generative
 
+jax.config.update("jax_enable_x64", True)
+
 EXPECTED: dict[str, tuple[float, float]] = {
     "error of DPM-Solver++(2M), 5 evaluations": (0.1, 0.35),
     "error of UniPC, 5 evaluations": (0.1, 0.35),

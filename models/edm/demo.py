@@ -8,6 +8,8 @@ import probgen as pg
 
 g = pg.generative
 
+jax.config.update("jax_enable_x64", True)
+
 EXPECTED: dict[str, tuple[float, float]] = {
     "order of Heun's rule on the grid of EDM (theory 2)": (1.85, 2.2),
     # Standard error of a standard deviation of 4000 draws: 0.011.

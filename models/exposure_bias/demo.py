@@ -7,6 +7,8 @@ import probgen as pg
 
 g = pg.generative
 
+jax.config.update("jax_enable_x64", True)
+
 EXPECTED: dict[str, tuple[float, float]] = {
     "metric at the data end, 10 steps of DDIM": (0.005, 0.1),
     "metric at the data end, noise scaled by 1.03": (0.0, 0.02),

@@ -8,6 +8,8 @@ import probgen as pg
 
 g = pg.generative
 
+jax.config.update("jax_enable_x64", True)
+
 EXPECTED: dict[str, tuple[float, float]] = {
     "violation of the stationary law, PSLD": (0.0, 1e-6),
     "violation of the stationary law, spatial": (0.0, 1e-6),

@@ -8,6 +8,8 @@ import probgen as pg
 
 g = pg.generative
 
+jax.config.update("jax_enable_x64", True)
+
 EXPECTED: dict[str, tuple[float, float]] = {
     "mean square radius of the noise over exact, D = 8": (0.9, 1.1),
     "distance to the Gaussian kernel, D = 8 [nats]": (0.05, 2.0),

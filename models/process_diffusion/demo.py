@@ -8,6 +8,8 @@ import probgen as pg
 
 g = pg.generative
 
+jax.config.update("jax_enable_x64", True)
+
 EXPECTED: dict[str, tuple[float, float]] = {
     # With the exact denoiser; what is left is the solver's error and the blur at the data end.
     "largest error of the covariance, exact denoiser": (0.0, 0.01),

@@ -8,6 +8,8 @@ import probgen as pg
 
 g = pg.generative
 
+jax.config.update("jax_enable_x64", True)
+
 EXPECTED: dict[str, tuple[float, float]] = {
     "norm of the mean error of the denoiser, before": (0.003, 0.5),
     "norm of the mean error of the denoiser, after": (0.0, 0.03),

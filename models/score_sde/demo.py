@@ -8,6 +8,8 @@ import probgen as pg
 
 g = pg.generative
 
+jax.config.update("jax_enable_x64", True)
+
 EXPECTED: dict[str, tuple[float, float]] = {
     "log density by the probability flow, largest error, VP": (0.0, 1e-5),
     "log density by the probability flow, largest error, SubVP": (0.0, 1e-5),

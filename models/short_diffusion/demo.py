@@ -9,6 +9,8 @@ import probgen as pg
 
 g = pg.generative
 
+jax.config.update("jax_enable_x64", True)
+
 EXPECTED: dict[str, tuple[float, float]] = {
     # Standard errors of the bounds, over 500 data, are about 0.05.
     "entropy bound lost, whole path [nats]": (-0.2, 0.5),

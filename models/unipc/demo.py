@@ -7,6 +7,8 @@ import probgen as pg
 
 g = pg.generative
 
+jax.config.update("jax_enable_x64", True)
+
 EXPECTED: dict[str, tuple[float, float]] = {
     "order of UniP-1 (theory 1)": (0.9, 1.1),
     "order of UniP-1 with UniC-1 (theory 2)": (1.9, 2.1),
