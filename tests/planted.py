@@ -740,6 +740,22 @@ LATENT_VARIABLES = (
         ("tests/test_vae.py::test_learned_prior_variances_are_those_of_the_conjugate_update",),
     ),
     Mutant(
+        "annealing_forgets_its_start",
+        "generative/vae.py",
+        "            return log_q, log_p + log_likelihood - log_q\n",
+        "            return log_q, log_likelihood\n",
+        "annealed weights take the guide for the prior",
+        ("tests/test_vae.py::test_annealing_from_the_posterior_changes_no_weight",),
+    ),
+    Mutant(
+        "chi_square_weights_are_not_squared",
+        "infer/forward_chi2.py",
+        "jax.nn.softmax(2 * log_w) * log_q",
+        "jax.nn.softmax(log_w) * log_q",
+        "the guide follows the inclusive Kullback-Leibler divergence in place of chi-square",
+        ("tests/test_forward_chi2.py::test_discrete_latent_variables_need_no_reparameterisation",),
+    ),
+    Mutant(
         "gaps_have_potentials",
         "generative/structured_vae.py",
         "        whole = jnp.broadcast_to(seen[:, None], centre.shape)\n",
@@ -908,7 +924,7 @@ DIFFUSIONS = (
     ),
     Mutant(
         "tilts_are_in_standard_units",
-        "generative/corrected.py",
+        "generative/factors.py",
         "    return x if units is None else units.outward(x)\n",
         "    return x\n",
         "a reward of a learned diffusion model is evaluated in standard units",
@@ -932,6 +948,22 @@ FLOWS = (
         "self.condition) - gained + self.units.log_det()",
         "the density of a learned flow is that of its inverse",
         ("tests/test_flow_matching.py::test_the_density_is_that_of_the_flow",),
+    ),
+    Mutant(
+        "pairs_are_swapped",
+        "generative/paired_flow.py",
+        "        return velocity_loss(key, net, both[:, 0], both[:, 1], given)\n",
+        "        return velocity_loss(key, net, both[:, 1], both[:, 0], given)\n",
+        "a flow of given pairs goes from the data to the starts",
+        ("tests/test_paired_flow.py::test_a_flow_of_given_pairs_carries_each_start_to_its_datum",),
+    ),
+    Mutant(
+        "batches_take_the_starts_of_the_first",
+        "generative/paired_flow.py",
+        "        rows.append(first + pair(",
+        "        rows.append(pair(",
+        "pairs that are made ahead use the starts of the first batch over and over",
+        ("tests/test_paired_flow.py::test_pairs_are_optimal_within_each_batch_and_data_stay_in_order",),
     ),
     Mutant(
         "half_of_the_score",
@@ -995,10 +1027,26 @@ NORMALISING_FLOWS = (
     Mutant(
         "a_continuous_flow_contracts_for_nothing",
         "generative/continuous_flow.py",
-        "return z, standard_normal(z) + gained + self.units.log_det(), energy",
-        "return z, standard_normal(z) - gained + self.units.log_det(), energy",
+        "return z, standard_normal(z) + gained + self.units.log_det(), price",
+        "return z, standard_normal(z) - gained + self.units.log_det(), price",
         "the density of a continuous flow is that of its inverse",
         ("tests/test_continuous_flow.py::test_a_linear_flow_is_a_normal_law",),
+    ),
+    Mutant(
+        "a_solver_is_compared_with_itself",
+        "generative/ode_solver.py",
+        "        return dataclasses.replace(self, steps=4 * self.steps)\n",
+        "        return self\n",
+        "a continuous flow that fits its solver rather than the data goes without a warning",
+        ("tests/test_continuous_flow.py::test_training_sees_how_far_off_its_solver_is",),
+    ),
+    Mutant(
+        "roughness_is_the_divergence",
+        "generative/continuous_flow.py",
+        "            roughness = jnp.sum(pushed**2) / (len(directions) * velocity.size)\n",
+        "            roughness = trace**2 / velocity.size\n",
+        "fields that shear are smooth for a continuous flow",
+        ("tests/test_continuous_flow.py::test_the_prices_of_a_path",),
     ),
 )
 
@@ -1020,12 +1068,119 @@ CIRCUITS_AND_ENERGIES = (
         ("tests/test_energy.py::test_the_parametrisation_is_monotone_and_hollow",),
     ),
     Mutant(
+        "mean_field_is_differentiated_as_one_step",
+        "generative/monotone_boltzmann.py",
+        "q + left_out(new - jax.lax.stop_gradient(new)) + known",
+        "q + (new - jax.lax.stop_gradient(new)) + known",
+        "a monotone machine is trained as if fields did not answer one another",
+        ("tests/test_energy.py::test_training_gradients_approach_those_of_the_enumerated_model",),
+    ),
+    Mutant(
         "unobserved_entries_count",
         "generative/latent_tree.py",
         "jnp.where(mask[:, None], self.leaves(x), 0.0)",
         "self.leaves(x)",
         "marginals of a circuit are densities of the whole",
         ("tests/test_circuit.py::test_marginals_are_sums[HiddenChowLiu]",),
+    ),
+)
+
+JOINT_AND_PREDICTORS = (
+    Mutant(
+        "rows_follow_all_rows",
+        "amortized/token_attention.py",
+        "                here |= _followed(at, batch, child, site, dims, found.get((child.name, site.name)))\n",
+        "                here |= _followed(at, batch, child, site, dims, None)\n",
+        "every row of a plate attends to every row of its parents",
+        ("tests/test_joint.py::test_attention_is_the_moral_graph",),
+    ),
+    Mutant(
+        "tokens_see_everything",
+        "amortized/joint_flow.py",
+        "TimeFeatures()(t).astype(z.dtype), self.seen)",
+        "TimeFeatures()(t).astype(z.dtype))",
+        "the attention of a joint model does not follow the graph",
+        ("tests/test_joint.py::test_tokens_without_a_path_have_no_influence",),
+    ),
+    Mutant(
+        "queries_see_queries",
+        "amortized/row_predictor.py",
+        "context[None, :] | jnp.eye(len(x), dtype=bool)",
+        "context[None, :] | ~context[:, None]",
+        "the prediction of a row depends on which other rows are predicted",
+        ("tests/test_pfn.py::test_rows_are_predicted_each_by_itself",),
+    ),
+    Mutant(
+        "pseudo_outcomes_do_not_join",
+        "amortized/pfn.py",
+        "context.at[known + j].set(True)), None",
+        "context), None",
+        "a martingale posterior without pseudo-context has no spread",
+        ("tests/test_pfn.py::test_the_martingale_posterior_of_the_exact_predictive",),
+    ),
+)
+
+COMPOSED_AND_POSED = (
+    Mutant(
+        "prior_counts_n_times",
+        "amortized/composed.py",
+        "gains = jax.vmap(positive)(own - precision)",
+        "gains = jax.vmap(positive)(own)",
+        "the prior counts once per row in a composed posterior",
+        (
+            "tests/test_composed_score.py::test_the_composed_denoiser_of_gaussians_is_that_of_their_conjugate_posterior[gauss]",
+        ),
+    ),
+    Mutant(
+        "rows_share_the_weight_of_one",
+        "amortized/composed.py",
+        'jnp.einsum("nij,nj->i", base + gains, means - prior)',
+        'jnp.einsum("nij,nj->i", gains, means - prior)',
+        "rows that are composed lose what the noisy value says",
+        ("tests/test_composed_score.py::test_one_row_is_itself_whatever_the_precisions",),
+    ),
+    Mutant(
+        "proxy_is_not_blurred_in_turns",
+        "amortized/gnpe.py",
+        "pose + blur * jax.random.normal(key_blur, pose.shape, pose.dtype)",
+        "pose + 0.5 * blur * jax.random.normal(key_blur, pose.shape, pose.dtype)",
+        "Gibbs turns blur the pose less than training did, and end too narrow",
+        ("tests/test_gnpe.py::test_turns_with_the_exact_conditional_end_in_the_posterior",),
+    ),
+)
+
+SIMULATORS = (
+    Mutant(
+        "simulations_share_their_seed",
+        "amortized/simulator.py",
+        "spawn_key=(first + i,)",
+        "spawn_key=(i,)",
+        "the first simulation of each task has the same noise",
+        ("tests/test_simulators.py::test_draws_are_of_the_prior_and_the_simulator",),
+    ),
+    Mutant(
+        "failed_simulations_shift_the_others",
+        "amortized/simulator.py",
+        "np.concatenate(self.u)[good]",
+        "np.concatenate(self.u)[: good.sum()]",
+        "parameters stand beside the observations of others",
+        ("tests/test_simulators.py::test_failures_are_counted_and_left_out",),
+    ),
+    Mutant(
+        "programs_draw_with_a_fixed_key",
+        "program/implicit_density.py",
+        "handlers.seed(self.substituted(u), key)",
+        "handlers.seed(self.substituted(u), jax.random.key(0))",
+        "what follows from a program's own random numbers is the same in every draw",
+        ("tests/test_simulators.py::test_programs_with_keys_of_their_own_are_amortized",),
+    ),
+    Mutant(
+        "references_count_themselves_as_neighbours",
+        "amortized/reference.py",
+        "_nearest(points, z, 1)[1]",
+        "_nearest(points, z, 0)[1]",
+        "observations look farther away than those of the reference, and alarms are false",
+        ("tests/test_misspecification.py::test_the_p_value_is_uniform_for_data_of_the_model",),
     ),
 )
 
@@ -1045,4 +1200,7 @@ MUTANTS = (
     + DIFFUSIONS
     + FLOWS
     + NORMALISING_FLOWS
+    + JOINT_AND_PREDICTORS
+    + COMPOSED_AND_POSED
+    + SIMULATORS
 )

@@ -207,6 +207,7 @@ def mmd(x, y):
     return own(x) + own(y) - 2 * kernel(x, y).mean()
 
 
+@pytest.mark.slow
 def test_conditional_draws_are_close_to_the_conditional_in_mmd(sliced):
     """And far from the marginal, which is what a flow that ignores the condition would draw."""
     rng = np.random.default_rng(1)

@@ -72,6 +72,7 @@ def test_it_bounds_the_law_of_the_ancestral_sampler():
         assert 3 * found.std() / np.sqrt(40) < gap < 4
 
 
+@pytest.mark.slow
 def test_the_gap_closes_as_steps_are_added():
     denoiser = GaussianMixture([0.4, 0.6], [[-1.0], [0.8]], np.array([[[0.1]], [[0.3]]]), VP())
     x = jnp.array([0.3])
@@ -143,6 +144,7 @@ class TestClassifier:
         # Of the log odds the bounds are unbiased, up to the difference of their gaps.
         assert_mean(found[..., 1] - found[..., 0], exact[:, 1] - exact[:, 0], detects=0.4, tolerance=0.05)
 
+    @pytest.mark.slow
     def test_shared_noise_tells_classes_apart_with_fewer_draws(self):
         first, second = self.classes
 

@@ -119,13 +119,13 @@ CASES = [
     (Bootstrap, Ancestry.traced, Settings(2, ess_threshold=1.0)),
     (Bootstrap, Ancestry.sampled, Settings(3)),
     (Bootstrap, Ancestry.backward, Settings(3)),
-    (Bootstrap, Ancestry.traced, Settings(4, ess_threshold=0.7)),
-    (Guided, Ancestry.traced, Settings(4, Multinomial(), ess_threshold=1.0)),
+    pytest.param(Bootstrap, Ancestry.traced, Settings(4, ess_threshold=0.7), marks=pytest.mark.slow),
+    pytest.param(Guided, Ancestry.traced, Settings(4, Multinomial(), ess_threshold=1.0), marks=pytest.mark.slow),
     (Guided, Ancestry.sampled, Settings(2, Multinomial())),
-    (Guided, Ancestry.backward, Settings(3, Stratified())),
-    (Auxiliary, Ancestry.traced, Settings(3, Killing(), ess_threshold=0.6)),
+    pytest.param(Guided, Ancestry.backward, Settings(3, Stratified()), marks=pytest.mark.slow),
+    pytest.param(Auxiliary, Ancestry.traced, Settings(3, Killing(), ess_threshold=0.6), marks=pytest.mark.slow),
     (Auxiliary, Ancestry.sampled, Settings(3, SSP())),
-    (Auxiliary, Ancestry.backward, Settings(4, Residual())),
+    pytest.param(Auxiliary, Ancestry.backward, Settings(4, Residual()), marks=pytest.mark.slow),
 ]
 
 
@@ -140,7 +140,10 @@ def test_the_smoothing_law_is_invariant(kind, ancestry, settings):
     assert moved[:, -1].mean() > 0.2  # else nothing was tested
 
 
-@pytest.mark.parametrize("ancestry", list(Ancestry))
+@pytest.mark.parametrize(
+    "ancestry",
+    [Ancestry.sampled, *(pytest.param(a, marks=pytest.mark.slow) for a in (Ancestry.traced, Ancestry.backward))],
+)
 def test_path_and_data_together_keep_their_law(ancestry):
     """Data from the model, path from the prior: a sweep given these data gives a pair with the same joint law."""
     rng = np.random.default_rng(2)
@@ -159,6 +162,7 @@ def test_path_and_data_together_keep_their_law(ancestry):
     assert_moments(np.concatenate([new, y], 1), np.zeros(2 * STEPS + 2), covariance, detects=0.15)
 
 
+@pytest.mark.slow
 def test_the_path_moves_at_all_times_with_few_particles():
     """Five particles, forty steps: a traced path keeps its past, drawn ancestors change it."""
     steps = 40

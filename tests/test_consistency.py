@@ -107,6 +107,7 @@ def test_a_trained_map_is_that_of_the_gaussian(normal):
         assert rms(ends - jnp.sqrt(1 + LOW**2) * z) < bar
 
 
+@pytest.mark.slow
 def test_two_step_draws_have_the_moments_of_the_data(normal):
     draws = np.asarray(normal.sample(jax.random.key(2), (4000,)))
     np.testing.assert_allclose((draws.mean(0) - MEAN) / SCALE, 0, atol=0.15)

@@ -212,7 +212,9 @@ GAUSSIAN = {
 }
 
 
-@pytest.mark.parametrize("name", GAUSSIAN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in ("product", "tilted") else [pytest.mark.slow]) for n in GAUSSIAN]
+)
 def test_gaussian_targets_have_their_closed_forms(name):
     corrected, (log_z, mean, covariance) = GAUSSIAN[name]
     found, means, seconds, _ = replicates(corrected, 40)
@@ -238,7 +240,9 @@ def quadrant(x):
 
 
 @pytest.mark.parametrize(
-    ("divergence", "kappa"), [(ExactDivergence(), 1.0), (Hutchinson(), 0.0)], ids=["exact", "Hutchinson, no Langevin"]
+    ("divergence", "kappa"),
+    [(ExactDivergence(), 1.0), pytest.param(Hutchinson(), 0.0, marks=pytest.mark.slow)],
+    ids=["exact", "Hutchinson, no Langevin"],
 )
 def test_a_tempered_mixture_has_the_evidence_and_the_masses_of_quadrature(quadrature, divergence, kappa):
     log_z, masses = quadrature
@@ -258,7 +262,11 @@ def test_the_rate_of_langevin_moves_leaves_the_answer_alone(quadrature):
         assert_mean(shares, masses, detects=0.08, tolerance=0.01)
 
 
-@pytest.mark.parametrize(("scheme", "order"), [(Euler(), 1), (Trapezoid(), 2)], ids=["Euler", "Trapezoid"])
+@pytest.mark.parametrize(
+    ("scheme", "order"),
+    [pytest.param(Euler(), 1, marks=pytest.mark.slow), (Trapezoid(), 2)],
+    ids=["Euler", "Trapezoid"],
+)
 def test_the_error_of_the_evidence_falls_with_the_step_size(scheme, order):
     """Particles that begin alike and move without noise differ by the steps alone."""
     corrector = Tempered(four(), 1.5, correction=Correction(kappa=0.0, scheme=scheme, steps=2)).corrector
@@ -386,6 +394,7 @@ def test_the_log_density_is_known_up_to_the_evidence_and_no_further():
         corrected.log_prob(X)
 
 
+@pytest.mark.slow
 def test_it_stands_in_a_program():
     cold = Tempered(gaussian(*A), 3.0, correction=Correction(64, 40))
 

@@ -71,7 +71,9 @@ def test_the_line_through_two_values_is_the_second_predictor(fine):
     )
 
 
-@pytest.mark.parametrize("path", [VE(), Rectified()], ids=lambda path: type(path).__name__)
+@pytest.mark.parametrize(
+    "path", [pytest.param(VE(), marks=pytest.mark.slow), Rectified()], ids=lambda path: type(path).__name__
+)
 def test_the_order_does_not_depend_on_the_path(path):
     denoiser = mixture(path)
     noise = jax.vmap(denoiser.draw_noise)(jax.random.split(jax.random.key(1), 50))
@@ -80,7 +82,9 @@ def test_the_order_does_not_depend_on_the_path(path):
     assert np.log(errors[1] / errors[0]) / np.log(3) == pytest.approx(-3, abs=0.25)
 
 
-@pytest.mark.parametrize("sampler", [EulerMaruyama(), EulerMaruyama(3.0), DDIM(eta=1.0)], ids=repr)
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(EulerMaruyama(), marks=pytest.mark.slow), EulerMaruyama(3.0), DDIM(eta=1.0)], ids=repr
+)
 def test_draws_of_stochastic_samplers_have_the_right_moments(sampler):
     """The probability flow and every Langevin rate have the same marginals."""
     mean, covariance = np.array([0.5, -1.0]), np.array([[0.5, 0.2], [0.2, 0.3]])
@@ -183,7 +187,9 @@ def test_a_trajectory_ends_where_the_path_does(fine):
     np.testing.assert_array_equal(walk[-1], sample_path(jax.random.key(0), DDIM(eta=1.0), denoiser, noise[0], times))
 
 
-@pytest.mark.parametrize("path", [VP(), Cosine()], ids=lambda path: type(path).__name__)
+@pytest.mark.parametrize(
+    "path", [VP(), pytest.param(Cosine(), marks=pytest.mark.slow)], ids=lambda path: type(path).__name__
+)
 def test_the_probability_flow_gives_the_density(path):
     denoiser = mixture(path)
     x = jax.vmap(denoiser.draw, (0, None))(jax.random.split(jax.random.key(3), 20), path.start)
@@ -198,9 +204,11 @@ class TestDistribution:
     def test_it_is_a_distribution(self):
         draws = self.prior.sample(jax.random.key(0), (3, 2))
         assert draws.shape == (3, 2, 2)
-        assert self.prior.log_prob(draws).shape == (3, 2)
-        exact = jax.vmap(self.prior.denoiser.log_density, (0, None))(draws.reshape(-1, 2), 1e-3).reshape(3, 2)
-        np.testing.assert_allclose(self.prior.log_prob(draws), exact, atol=1e-5)
+        found = jax.jit(lambda x: self.prior.log_prob(x))(draws)
+        assert found.shape == (3, 2)
+        density = jax.jit(jax.vmap(lambda x: self.prior.denoiser.log_density(x, 1e-3)))
+        exact = density(draws.reshape(-1, 2)).reshape(3, 2)
+        np.testing.assert_allclose(found, exact, atol=1e-5)
         assert self.prior.sample(jax.random.PRNGKey(0)).shape == (2,)
 
     def test_it_goes_through_jit(self):

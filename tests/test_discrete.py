@@ -182,7 +182,14 @@ def assignments(model):
     return out
 
 
-@pytest.fixture(scope="module", params=PROGRAMS, ids=lambda p: p.__name__)
+SLOW = {second_order, undeclared, dependent_prior}
+"""Cases of hidden_markov, several and mixture, with other sites."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(p, id=p.__name__, marks=[pytest.mark.slow] if p in SLOW else []) for p in PROGRAMS],
+)
 def case(request):
     """A model, its density, a point, and by brute force the log joint of every assignment there."""
     model = pg.Model(request.param, {"y": Y})
@@ -336,6 +343,7 @@ def test_a_fit_gives_the_discrete_sites_back(monkeypatch):
     np.testing.assert_array_equal(z, cut["posterior/z"])
 
 
+@pytest.mark.slow
 def test_a_fit_is_pure_and_maps_over_data_sets():
     density = density_of(pg.Model(dependent_prior, {"y": Y}))
 
@@ -454,7 +462,9 @@ MEAN, COV = np.array([1.0, -2.0]), np.array([[2.0, 1.0], [1.0, 3.0]])
 
 
 @pytest.mark.parametrize(
-    "method", [pg.NUTS(backend="numpyro"), pg.HMC(backend="numpyro", metric="diagonal")], ids=lambda m: m.name
+    "method",
+    [pg.NUTS(backend="numpyro"), pytest.param(pg.HMC(backend="numpyro", metric="diagonal"), marks=pytest.mark.slow)],
+    ids=lambda m: m.name,
 )
 def test_numpyro_kernels_on_a_gaussian(method):
     def program(shift):
@@ -503,7 +513,12 @@ def small_model(y=None):
 
 @pytest.mark.parametrize(
     "method",
-    [pg.NUTS(), DiscreteHMCGibbs(), DiscreteHMCGibbs(modified=True, random_walk=True), MixedHMC()],
+    [
+        pytest.param(pg.NUTS(), marks=pytest.mark.slow),
+        DiscreteHMCGibbs(),
+        pytest.param(DiscreteHMCGibbs(modified=True, random_walk=True), marks=pytest.mark.slow),
+        MixedHMC(),
+    ],
     ids=["nuts", "gibbs", "modified", "mixed"],
 )
 def test_discrete_and_continuous_moments_against_enumeration(method):

@@ -161,18 +161,18 @@ def test_law_and_bound_by_enumeration(name, table):
     """-H >= E log p(draw) >= E bound, and both gaps close like 1/T."""
     entropy, p = float(table.entropy()), jnp.exp(table.log_p)
     laws, bounds = {}, {}
-    for steps in (4, 8):
+    for steps in (8, 4):
         process = gen.DiscreteProcess.of(CORRUPTIONS[name], VALUES, steps)
-        laws[steps] = float(p @ reversed_law(table, process)) + entropy
+        law = reversed_law(table, process)
+        laws[steps] = float(p @ law) + entropy
         bounds[steps] = float(exact_bound(table, process)) + entropy
         assert bounds[steps] <= laws[steps] + 1e-10 <= 2e-10
     assert 0.35 < bounds[8] / bounds[4] < 0.7
-    # Draws and bounds are unbiased for what was enumerated.
-    process = gen.DiscreteProcess.of(CORRUPTIONS[name], VALUES, 4)
+    # Draws and bounds of the last process are unbiased for what was enumerated.
     predict = exact(table, process)
     drawn = jax.jit(jax.vmap(lambda k: process.sample(k, predict, SIZE)))(jax.random.split(jax.random.key(0), 10_000))
     counts = np.bincount(table.index(drawn), minlength=VALUES**SIZE)
-    assert_proportion(counts, 10_000, np.exp(reversed_law(table, process)), detects=0.04)
+    assert_proportion(counts, 10_000, np.exp(law), detects=0.04)
 
     def one(key):
         key_row, key_bound = jax.random.split(key)
@@ -437,9 +437,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in ("absorbing", "blackout") else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
-)
+@pytest.mark.parametrize("name", [n if n == "blackout" else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
 def test_models_are_distributions_and_can_be_kept(name, tmp_path):
     family = FAMILIES[name]
     spec, rows = gen.Spec((3,), None, 4), jnp.asarray(np.random.default_rng(0).integers(4, size=(16, 3)), jnp.int32)
@@ -496,10 +494,12 @@ def test_learned_models_come_near_their_data(name):
         "uniform": gen.D3PM(steps=20, width=64, depth=2),
         "absorbing": gen.D3PM(gen.AbsorbingCorruption(), steps=20, width=64, depth=2),
         "flow": gen.BayesianFlow(width=64, depth=2),
-        "glauber": gen.Glauber(sweeps=12, width=64, depth=2),
+        "glauber": gen.Glauber(sweeps=6, width=64, depth=2),
         "blackout": gen.Blackout(width=64, depth=2),
     }[name]
-    training = gen.Training(steps=2000, batch=256, learning_rate=3e-3, block=500)
+    # Noise and signal are told apart slowly: a long average lags behind.
+    ema = 0.99 if name == "glauber" else 0.999
+    training = gen.Training(steps=2000, batch=256, learning_rate=3e-3, ema=ema, block=500)
     model = gen.fit(family, rows, training=training)
     drawn = np.asarray(model.sample(jax.random.key(0), (20_000,)))
     inside = (drawn < VALUES).all(1)

@@ -29,7 +29,7 @@ def draws(denoiser, key, count, t):
     return jax.vmap(denoiser.draw, (0, None))(jax.random.split(jax.random.key(key), count), t)
 
 
-@pytest.mark.parametrize("path", [VP(), VE()], ids=["VP", "VE"])
+@pytest.mark.parametrize("path", [VP(), pytest.param(VE(), marks=pytest.mark.slow)], ids=["VP", "VE"])
 def test_on_a_gaussian_of_independent_entries_one_step_is_exact(path):
     mean, variance = np.array([0.7, -2.0]), np.array([0.3, 4.0])
     denoiser = GaussianMixture([1.0], [mean], np.diag(variance), path)

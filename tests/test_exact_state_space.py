@@ -289,7 +289,9 @@ FINITE = {
 }
 
 
-@pytest.mark.parametrize("name", FINITE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in ("classes", "series") else [pytest.mark.slow]) for n in FINITE]
+)
 def test_the_chain_is_the_sum_over_all_paths(name):
     program, y, lane, counts = FINITE[name]
     model = pg.Model(program, {"y": y})
@@ -565,7 +567,7 @@ def test_draws_of_the_textbook_chain_have_the_smoothed_covariances():
     assert np.abs(z).max() < 5
 
 
-@pytest.mark.parametrize("parallel", [False, True], ids=["sequence", "parallel"])
+@pytest.mark.parametrize("parallel", [pytest.param(False, marks=pytest.mark.slow), True], ids=["sequence", "parallel"])
 def test_gradients_of_the_evidence(parallel):
     arguments = textbook(3)
 

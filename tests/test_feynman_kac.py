@@ -129,7 +129,11 @@ def replicates(fk, settings, count):
     return jax.vmap(lambda key: smc(key, fk, settings))(jax.random.split(jax.random.key(11), count))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "scheme",
+    [s if isinstance(s, (Systematic, Multinomial, SSP)) else pytest.param(s, marks=pytest.mark.slow) for s in SCHEMES],
+    ids=lambda s: type(s).__name__,
+)
 def test_evidence_is_unbiased_and_moments_are_those_of_the_filter(scheme):
     result = replicates(chain(), Settings(60, scheme, 0.7), 2000)
     z = np.exp(np.asarray(result.log_z) - LOG_Z)
@@ -157,7 +161,9 @@ def test_without_resampling_it_is_importance_sampling():
 LONG = 2.0 * np.sin(np.arange(150) / 5.0) + np.random.default_rng(0).normal(0, 0.5, 150)
 
 
-@pytest.mark.parametrize("scheme", [Systematic(), Multinomial()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "scheme", [Systematic(), pytest.param(Multinomial(), marks=pytest.mark.slow)], ids=lambda s: type(s).__name__
+)
 def test_variance_of_the_evidence_is_known_within_a_factor_of_two(scheme):
     for threshold in (0.5, 1.0):
         result = replicates(chain(y=LONG), Settings(600, scheme, threshold), 120)

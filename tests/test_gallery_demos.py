@@ -7,7 +7,7 @@ import pytest
 
 MODELS = Path(__file__).parents[1] / "models"
 DEMOS = sorted(path.parent.name for path in MODELS.glob("*/demo.py"))
-FAST = {"ddpm", "flow_matching", "absorbing_diffusion"}
+FAST = {"ddpm", "absorbing_diffusion"}
 """A few; all of them take a quarter of an hour."""
 
 

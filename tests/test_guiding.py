@@ -116,7 +116,7 @@ def test_linear_gaussian_evidence_is_exact_and_all_weights_are_equal(shape):
     assert_mean(second, covariance, detects=0.25 * spread + 1e-9)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ["tree", pytest.param("chain", marks=pytest.mark.slow)])
 def test_linear_gaussian_particles_never_lose_weight(shape):
     tree, (log_z, _, _) = linear_tree(shape)
     settings = Settings(16, Systematic(), ess_threshold=0.9)
@@ -330,7 +330,7 @@ def nonlinear(shape):
     return tree, on_grid(order, stats.norm(-1, 0.7).pdf(GRID), lambda v: matrix, likelihood)
 
 
-@pytest.mark.parametrize("threshold", [0.0, 1.0], ids=["importance", "resampled"])
+@pytest.mark.parametrize("threshold", [pytest.param(0.0, marks=pytest.mark.slow), 1.0], ids=["importance", "resampled"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nonlinear_processes_have_an_unbiased_evidence_and_the_right_means(shape, threshold):
     tree, (log_z, means) = nonlinear(shape)

@@ -80,7 +80,12 @@ def replicates(fk, particles, count, threshold=0.5, seed=0):
 
 @pytest.mark.parametrize(
     "moves",
-    [MOVES, HamiltonianMoves(1, 2, 0.3), HamiltonianMoves(3, 2, 2.5), HamiltonianMoves(3, 2, 0.2, metric=False)],
+    [
+        MOVES,
+        pytest.param(HamiltonianMoves(1, 2, 0.3), marks=pytest.mark.slow),
+        pytest.param(HamiltonianMoves(3, 2, 2.5), marks=pytest.mark.slow),
+        pytest.param(HamiltonianMoves(3, 2, 0.2, metric=False), marks=pytest.mark.slow),
+    ],
     ids=["default", "one temperature", "steps too long", "no metric"],
 )
 def test_evidence_and_moments_are_unbiased_whatever_the_settings(moves):
@@ -176,6 +181,7 @@ def counts_evidence():
     return log_z
 
 
+@pytest.mark.slow
 def test_a_program_takes_it_as_a_proposal():
     model = pg.Model(counts, {"y": COUNTS})
     log_z, _, ess = replicates(ParticleSystem(model, {}, Hamiltonian()), 200, 200)
@@ -197,7 +203,7 @@ def test_a_constrained_site_is_moved_in_unconstrained_coordinates():
         scan(step, 1.0, y)
 
     y = np.array([0.5, 1.8, 0.1])
-    grid = np.linspace(1e-4, 16, 6001)
+    grid = np.linspace(1e-4, 16, 2001)
     h = grid[1] - grid[0]
     law = stats.gamma(2.0, scale=0.5).pdf(grid) * stats.norm(grid, 0.2).pdf(y[0])
     for value in y[1:]:

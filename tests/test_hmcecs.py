@@ -125,6 +125,7 @@ def logistic_posterior():
     return w @ b, np.sqrt(w @ (b - w @ b) ** 2)
 
 
+@pytest.mark.slow
 def test_a_logistic_regression_agrees_with_the_posterior_of_all_rows():
     mean, sd = logistic_posterior()
     tree = pg.infer(pg.Model(logistic, {"x": X, "y": BINARY}), HMCECS(), **COUNTS, seed=0)

@@ -72,7 +72,9 @@ def starts(count):
     return jnp.asarray(np.random.default_rng(0).multivariate_normal(MEANS[1], B, count))
 
 
-@pytest.mark.parametrize("epsilon", [pytest.param(0.0, marks=pytest.mark.slow), 0.3, 1.5])
+@pytest.mark.parametrize(
+    "epsilon", [pytest.param(0.0, marks=pytest.mark.slow), pytest.param(0.3, marks=pytest.mark.slow), 1.5]
+)
 def test_every_amount_of_noise_has_the_marginals_of_the_interpolant(walk, epsilon):
     field = gaussian(pg.Straight(0.7))
     times, values = walk(field, starts(24 * 600), epsilon)

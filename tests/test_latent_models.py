@@ -173,6 +173,7 @@ def test_a_later_symbol_says_nothing_of_an_earlier_one(rows):
 # -- putting stages together -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_latent_model_decodes_draws_of_its_prior(data, stages):
     model = fit(LatentModel(stages["components"], SMALL), data, training=QUICK)
     z = jax.random.normal(jax.random.key(0), (3, *model.noise_shape))

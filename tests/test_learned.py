@@ -299,6 +299,12 @@ def test_what_a_model_lacks_it_names(model, conditional):
             model.log_prob(value)
     with pytest.raises(pg.DataError, match=r"the noise has shape \(3,\)"):
         model.noise_map(np.zeros(3))
+    for whole in (np.zeros(2, int), [0, 1], jnp.zeros((4, 2), jnp.int32), np.zeros(2, complex), ["a", "b"]):
+        with pytest.raises(pg.DataError, match=r"the noise has the type .*, expected real numbers"):
+            model.noise_map(whole)
+    with pytest.raises(pg.DataError, match=r"the value has the type object, expected numbers"):
+        model.log_prob(np.array([None, 1.0], object))
+    np.testing.assert_allclose(model.log_prob(np.array([1, 2])), model.log_prob(np.array([1.0, 2.0])))
     with pytest.raises(pg.DataError, match=r"the condition has shape \(5, 3\), expected \(\.\.\., 2\)"):
         conditional.given(np.zeros((5, 3)))
 
@@ -450,6 +456,8 @@ def test_bad_data_are_refused(arguments, message):
 def test_bad_settings_are_refused():
     with pytest.raises(pg.MethodError, match=r"family must be a generative family, got NormalFamily"):
         fit(NormalFamily, X)
+    with pytest.raises(pg.MethodError, match=r"values=3 is the number of values of discrete data, and NormalFamily"):
+        fit(NormalFamily(), X, values=3)
     with pytest.raises(pg.MethodError, match=r"steps=0, expected an int of at least 1"):
         Training(steps=0)
     with pytest.raises(pg.MethodError, match=r"ema=1.5, expected 0 <= ema < 1"):

@@ -126,6 +126,7 @@ def volatility(y, phi, mu, sigma):
     scan(step, numpyro.sample("h0", dist.Normal(mu, sigma / jnp.sqrt(1 - phi**2))), y)
 
 
+@pytest.mark.slow
 def test_stochastic_volatility_by_a_local_proposal_agrees_with_bootstrap():
     """Not Gaussian: the two agree on the evidence, and the local proposal needs fewer particles for it."""
     rng, h = np.random.default_rng(0), [0.0]

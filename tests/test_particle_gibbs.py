@@ -34,6 +34,7 @@ def test_parameters_and_states_have_the_exact_posterior(tree):
     assert tree.attrs["path_moved"] > 0.7
 
 
+@pytest.mark.slow
 def test_three_particles_and_a_random_walk_are_enough():
     method = ParticleGibbs(particles=3, parameters=pg.RandomWalk(), moves=3)
     tree = pg.infer(MODEL, method, draws=8000, warmup=1000, seed=1)
@@ -144,6 +145,7 @@ def test_the_path_and_the_parameters_follow_one_law():
 
 
 @pytest.mark.filterwarnings("ignore::probgen.base.errors.ProbgenWarning")
+@pytest.mark.slow
 def test_a_stored_run_is_the_same_bit_for_bit(tmp_path):
     settings = {"draws": 60, "warmup": 60, "chains": 2, "seed": 3}
     whole = pg.infer(MODEL, ParticleGibbs(particles=15), **settings)

@@ -254,7 +254,9 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in ("masked", "conditioned") else []) for n in PROGRAMS]
+)
 def test_evidence_is_unbiased(name):
     system = ParticleSystem(PROGRAMS[name])
     assert_unbiased_evidence(log_evidences(jax.random.key(1), system, 200, 300), EXACT[name], detects=0.2)

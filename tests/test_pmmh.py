@@ -69,6 +69,7 @@ def test_the_noise_is_that_of_the_filter(tree):
 
 
 @pytest.mark.filterwarnings("ignore::probgen.base.errors.ProbgenWarning")
+@pytest.mark.slow
 def test_a_stored_run_is_the_same_bit_for_bit(tmp_path):
     settings = {"draws": 60, "warmup": 60, "chains": 2, "seed": 3}
     whole = pg.infer(MODEL, PMMH(particles=60), **settings)
@@ -155,7 +156,9 @@ def test_all_that_parameters_depend_on_are_parameters():
 
 
 @pytest.mark.filterwarnings("ignore::probgen.base.errors.ProbgenWarning")
-@pytest.mark.parametrize("method", [PMMH(particles=20), ParticleGibbs(particles=5)])
+@pytest.mark.parametrize(
+    "method", [PMMH(particles=20), pytest.param(ParticleGibbs(particles=5), marks=pytest.mark.slow)]
+)
 def test_sites_behind_the_scan_are_drawn_with_the_rest(method):
     """A forecast: a latent site that follows the last state; nothing observed depends on it."""
 

@@ -42,7 +42,7 @@ def exact(times, process):
     )
 
 
-@pytest.mark.parametrize("process", [OUNoise(0.7), SmoothNoise(0.5)], ids=repr)
+@pytest.mark.parametrize("process", [OUNoise(0.7), pytest.param(SmoothNoise(0.5), marks=pytest.mark.slow)], ids=repr)
 def test_draws_at_some_times_are_those_of_the_whole_function(process):
     """The flow is linear on a Gaussian process: its covariance is that of the data, at all times or at some of them."""
     some = np.array([0, 2, 3])

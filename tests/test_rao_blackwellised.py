@@ -108,6 +108,7 @@ def test_posterior_and_filtered_moments_are_those_of_the_mixture(model, enumerat
     assert tree.attrs["log_evidence"] == pytest.approx(np.logaddexp.reduce(log_z), abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_first_filtered_row_knows_the_first_observation_only(model, enumerated):
     short = pg.Model(switching, {"y": DATA["y"][:1], "seen": DATA["seen"][:1]})
     log_z, means, sds = [], [], []

@@ -257,7 +257,7 @@ def test_a_result_from_elsewhere_says_what_is_missing(tmp_path):
     assert "does not say by which method" in page.said["reproduce"]
 
 
-@pytest.mark.parametrize(("chains", "draws"), [(1, 300), (1, 1), (2, 3), (1, 4), (40, 100)])
+@pytest.mark.parametrize(("chains", "draws"), [(1, 300), (1, 1), pytest.param(2, 3, marks=pytest.mark.slow), (40, 100)])
 def test_few_chains_and_few_draws(chains, draws, tmp_path):
     page = Page(report(posterior(chains, draws), tmp_path / "r.html"))
     assert "could not be made" not in page.text
@@ -570,6 +570,7 @@ def test_no_figure_stays_open_and_no_style_stays_changed(tmp_path):
     assert dict(plt.rcParams) == before
 
 
+@pytest.mark.slow
 def test_a_thousand_entries_make_a_page_that_can_be_sent(tmp_path):
     rng = np.random.default_rng(0)
     tree = posterior(4, 1000, theta=(("chain", "draw", "unit"), rng.normal(size=(4, 1000, 1000))))

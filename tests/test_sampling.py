@@ -96,7 +96,15 @@ def test_pieces_cover_the_steps_and_end_at_multiples_of_their_size(size):
 
 
 @pytest.mark.parametrize("progress", [False, True])
-@pytest.mark.parametrize(("draws", "warmup", "thin"), [(40, 25, 10), (20, 410, 3), (60, 80, 1), (7, 0, 2), (1, 19, 1)])
+@pytest.mark.parametrize(
+    ("draws", "warmup", "thin"),
+    [
+        (40, 25, 10),
+        *(pytest.param(*n, marks=pytest.mark.slow) for n in ((20, 410, 3), (60, 80, 1))),
+        (7, 0, 2),
+        (1, 19, 1),
+    ],
+)
 def test_a_kept_warmup_and_pieces_change_no_draw(model, draws, warmup, thin, progress):
     whole = fit(model, draws=draws * thin, warmup=warmup)["posterior/m"].values[:, thin - 1 :: thin]
     tree = fit(model, draws=draws, warmup=warmup, thin=thin, keep_warmup=True, progress=progress)

@@ -81,14 +81,20 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+# One per kind of method; the contracts and the tests of the others judge their moments too.
 FAST = {
     "nuts": Case(pg.NUTS()),
-    "nuts-numpyro": Case(pg.NUTS(backend="numpyro")),
     "nuts-discrete": Case(pg.NUTS(), MIXED),
+    "random_walk": Case(pg.RandomWalk()),
+    "laplace": Case(pg.Laplace()),
+    "laplace-unweighted": Case(pg.Laplace(), settings={"weighted": False}),
+    "sgld": Case(pg.SGLD(step_size=0.02)),
+}
+SLOW = {
+    "nuts-numpyro": Case(pg.NUTS(backend="numpyro")),
     "hmc": Case(pg.HMC()),
     "mala": Case(pg.MALA()),
     "barker": Case(pg.Barker()),
-    "random_walk": Case(pg.RandomWalk()),
     "elliptical_slice": Case(pg.EllipticalSlice()),
     "aies": Case(pg.AIES()),
     "ess": Case(pg.ESS()),
@@ -98,14 +104,9 @@ FAST = {
     "adjusted_mclmc": Case(pg.AdjustedMCLMC()),
     "mixed_hmc": Case(pg.MixedHMC(), MIXED),
     "exact": Case(pg.Exact(), datasets=60),
-    "laplace": Case(pg.Laplace()),
     "smc": Case(pg.SMC(particles=256, kernel=pg.RandomWalk(), moves=8), datasets=60),
-    "laplace-unweighted": Case(pg.Laplace(), settings={"weighted": False}),
-    "sgld": Case(pg.SGLD(step_size=0.02)),
     "sghmc": Case(pg.SGHMC(step_size=0.02, friction=5.0)),
     "sgnht": Case(pg.SGNHT(step_size=0.05)),
-}
-SLOW = {
     "feynman_kac": Case(pg.FeynmanKac(particles=100, steps=20), DIFFUSION),
     "discrete_hmc_gibbs": Case(pg.DiscreteHMCGibbs(), MIXED),
     "hmcecs": Case(pg.HMCECS(), ROWS),
@@ -178,6 +179,7 @@ def test_unthinned_draws_of_a_slow_chain_are_told_of():
     assert calibrated(case).tree.attrs["thin"] > 5
 
 
+@pytest.mark.slow
 def test_weights_correct_an_approximation():
     """Laplace on a skewed posterior: its draws are off, and their weights put it right."""
 

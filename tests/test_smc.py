@@ -1,6 +1,7 @@
 """SMC samplers against closed forms: evidence, moments, weights of modes, and what they say of themselves."""
 
 import dataclasses
+import functools
 import json
 import warnings
 
@@ -155,7 +156,7 @@ def tuned_before(fk, settings, seed):
     [
         (RandomStep(), 1, 1.0),
         pytest.param(RandomStep(), 1, 0.7, marks=pytest.mark.slow),
-        (RandomStep(), 8, 1.0),
+        pytest.param(RandomStep(), 8, 1.0, marks=pytest.mark.slow),
     ],
     ids=["every step", "now and then", "waste-free"],
 )
@@ -180,12 +181,14 @@ CASES = {
     "state_space": SMC(particles=256, moves=4),
     "mixture": SMC(particles=256, kernel=pg.RandomWalk(), schedule=np.linspace(0, 1, 6)[1:] ** 2),
 }
+FAST = {"normal_mean", "regression", "gamma_poisson", "mixture"}
+EACH = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in CASES]
 RUNS = 96
 
 
-@pytest.fixture(scope="module")
-def solved():
-    return {name: replicates(method, ORACLES[name].model, RUNS) for name, method in CASES.items()}
+@functools.cache
+def solved(name):
+    return replicates(CASES[name], ORACLES[name].model, RUNS)
 
 
 def variances(name, result):
@@ -194,26 +197,27 @@ def variances(name, result):
     return np.asarray(result.steps.numbers["variance"]).max(1)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_evidence_is_that_of_the_closed_form(solved, name):
-    log_z = np.asarray(solved[name].log_z)
+@pytest.mark.parametrize("name", EACH)
+def test_the_evidence_is_that_of_the_closed_form(name):
+    log_z = np.asarray(solved(name).log_z)
     top = log_z.max() + np.log(np.exp(log_z - log_z.max()).mean())
-    se = np.sqrt(variances(name, solved[name]).mean() / RUNS)
+    se = np.sqrt(variances(name, solved(name)).mean() / RUNS)
     assert abs(top - ORACLES[name].log_evidence) < 3 * se
     assert se < 0.03
 
 
-def test_the_standard_error_of_the_evidence_is_what_runs_differ_by(solved):
-    ratio = {name: variances(name, r).mean() / np.asarray(r.log_z).var(ddof=1) for name, r in solved.items()}
+@pytest.mark.slow
+def test_the_standard_error_of_the_evidence_is_what_runs_differ_by():
+    ratio = {n: variances(n, solved(n)).mean() / np.asarray(solved(n).log_z).var(ddof=1) for n in CASES}
     assert all(0.4 < value < 2.5 for value in ratio.values()), ratio
     assert 0.7 < np.exp(np.mean(np.log(list(ratio.values())))) < 1.4, ratio  # seven times the replicates
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_posterior_moments_are_those_of_the_closed_form(solved, name):
+@pytest.mark.parametrize("name", EACH)
+def test_posterior_moments_are_those_of_the_closed_form(name):
     oracle = ORACLES[name]
     density = density_of(oracle.model)
-    u = solved[name].cloud.x.point.u[:, ::2]
+    u = solved(name).cloud.x.point.u[:, ::2]
     keys = jax.random.split(jax.random.key(5), u.shape[:2])
     values = jax.jit(jax.vmap(jax.vmap(density.values)))(keys, u)
     for site, law in oracle.marginals.items():

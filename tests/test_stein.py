@@ -85,6 +85,7 @@ def funnel():
         numpyro.sample("z", dist.Normal(0.0, jnp.exp(u)))
 
 
+@pytest.mark.slow
 def test_particles_that_miss_the_tail_of_a_funnel_say_so():
     with pytest.warns(pg.ProbgenWarning, match="not where the posterior is"):
         tree = pg.infer(pg.Model(funnel), SVGD(), seed=0)
@@ -108,6 +109,7 @@ def test_particles_do_not_collapse_in_ten_dimensions():
     assert tree.attrs["ended"] == "completed"
 
 
+@pytest.mark.slow
 def test_eight_schools(eight_schools):
     """With the Gaussian kernel the mean of tau came out at 8, and the run said that all was well."""
     tree = pg.infer(eight_schools, SVGD(), seed=0)

@@ -72,7 +72,9 @@ METHODS = {
 
 
 @pytest.mark.filterwarnings("ignore::probgen.base.errors.ProbgenWarning")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in ("random_walk", "stein_vi") else []) for n in METHODS]
+)
 def test_a_store_changes_no_number(name, tmp_path):
     run = RUN | ({"chains": 16} if name == "ensemble" else {})
     method = METHODS[name]
@@ -125,8 +127,8 @@ def killed_at(monkeypatch, n, after):
     [
         (pg.NUTS(), 926),
         (pg.SVI(steps=600, window=100), 40),
-        (pg.SVGD(particles=30, steps=600), 40),
-        (pg.SteinVI(components=2, steps=600, window=100), 40),
+        pytest.param(pg.SVGD(particles=30, steps=600), 40, marks=pytest.mark.slow),
+        pytest.param(pg.SteinVI(components=2, steps=600, window=100), 40, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.filterwarnings("ignore::probgen.base.errors.ProbgenWarning")
@@ -197,7 +199,7 @@ RUN = {"draws": 200_000, "warmup": 500, "chains": 2, "seed": 11}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
-@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(tmp_path, times):
     """The real thing: the process is killed by the system, and the next one goes on."""
     (tmp_path / "tests_program.py").write_text(CHILD_PROGRAM)

@@ -223,8 +223,9 @@ def test_control_is_exact_bayes_where_the_chance_is():
     given = gen.EmbeddedTable(table=plural, embeddings=points, path=gen.VP())
     steered = gen.ClassifierGuidance(symbols, lambda x, t: symbols.entries(x, t)[2, 6])
     x = jax.random.normal(jax.random.key(1), (4, 4))
+    both = jax.jit(lambda x, t: (steered.mean(x, t), given.mean(x, t)))
     for t in (0.3, 0.7, 0.95):
-        np.testing.assert_allclose(steered.mean(x, t), given.mean(x, t), atol=1e-6)
+        np.testing.assert_allclose(*both(x, t), atol=1e-6)
     clamped = gen.ClampedDenoiser(symbols, symbols)
     mean = clamped.mean(x, 0.3)
     nearest = jnp.argmin(jnp.linalg.norm(symbols.mean(x, 0.3)[:, None] - points, axis=-1), -1)
@@ -242,7 +243,7 @@ def test_control_is_exact_bayes_where_the_chance_is():
     assert (language.log_p[language.index(drawn)] > -jnp.inf).mean() == 1.0
     counts = np.bincount(language.index(drawn), minlength=8**4)[np.asarray(language.log_p > -jnp.inf)]
     assert_proportion(counts, 1000, 0.25, detects=0.12)
-    drawn = jax.jit(jax.vmap(lambda k: draw(k, steered)))(keys)
+    drawn = jax.jit(jax.vmap(lambda k: draw(k, steered)))(keys[:200])
     assert (plural.log_p[plural.index(drawn)] > -jnp.inf).all()
 
 
@@ -256,9 +257,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in ("any subset", "clamped") else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
-)
+@pytest.mark.parametrize("name", [n if n == "clamped" else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
 def test_models_are_distributions_and_can_be_kept(name, tmp_path):
     family = FAMILIES[name]
     model = untrained(family)

@@ -73,7 +73,9 @@ def test_a_gaussian_prior_and_a_linear_observation_leave_nothing_to_weigh():
     assert result.steps.ess.min() > 15.99
 
 
-@pytest.mark.parametrize("twist", [SecondOrder(), AtMean()], ids=lambda twist: type(twist).__name__)
+@pytest.mark.parametrize(
+    "twist", [SecondOrder(), pytest.param(AtMean(), marks=pytest.mark.slow)], ids=lambda twist: type(twist).__name__
+)
 def test_the_evidence_is_unbiased_for_the_chain(twist):
     """With a Gaussian prior, the evidence of the discrete chain itself is known: a Kalman filter's prediction."""
     mean, covariance = np.array([0.5, -1.0]), np.array([[0.5, 0.2], [0.2, 0.3]])
@@ -112,6 +114,7 @@ def test_a_mixture_prior_with_a_linear_observation(tree):
     np.testing.assert_allclose(x.mean(0), mean, atol=0.05)
 
 
+@pytest.mark.slow
 def test_units_of_the_data_are_those_of_the_program():
     """A denoiser in standard units of data is the same prior as one whose program changes the units itself."""
     units = eqx.tree_at(
@@ -155,6 +158,7 @@ def test_a_nonlinear_likelihood_agrees_with_quadrature():
     assert abs(tree.attrs["log_evidence"] - log_z) < 3 * tree.attrs["log_evidence_se"] + 0.02
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(tmp_path):
     run = FeynmanKac(particles=64, steps=10, twist=AtMean())
     whole = pg.infer(MODEL, run, draws=32, chains=2, seed=3, progress=False)

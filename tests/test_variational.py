@@ -315,7 +315,9 @@ def test_a_latent_site_in_a_minibatch_is_refused():
 
 
 @near_the_limit
-@pytest.mark.parametrize("guide", [MeanField(), FullRank()], ids=["mean field", "full rank"])
+@pytest.mark.parametrize(
+    "guide", [MeanField(), pytest.param(FullRank(), marks=pytest.mark.slow)], ids=["mean field", "full rank"]
+)
 def test_a_second_fit_compiles_nothing_and_sees_the_new_data(model, mean_field, full_rank, guide):
     before = compile_count()
     tree = pg.infer(model.with_data(y=-3.0), SVI(guide=guide), seed=3)
@@ -372,7 +374,9 @@ def test_settings_are_checked(method, message):
         pg.infer(pg.Model(counts, {"y": [1.0, 2.0]}), method)
 
 
-@pytest.mark.parametrize("method", [pg.Laplace(), pg.SVI(steps=2000)], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method", [pg.Laplace(), pytest.param(pg.SVI(steps=2000), marks=pytest.mark.slow)], ids=lambda m: m.name
+)
 @pytest.mark.filterwarnings("ignore::probgen.base.errors.ProbgenWarning")
 def test_discrete_sites_are_drawn_back(method):
     def program(y=None):

@@ -109,7 +109,13 @@ def fit(model, case, seed=0):
     return pg.infer(model, case.method, draws=60, warmup=120, chains=case.chains, seed=seed, progress=False)
 
 
-@pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())
+SLOW = {"nuts-numpyro", "hmc-numpyro"}  # judged by their moments in test_discrete.py and test_posteriordb.py too
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(c, id=n, marks=[pytest.mark.slow] if n in SLOW else []) for n, c in CASES.items()],
+)
 def case(request):
     return request.param
 
@@ -298,7 +304,11 @@ def test_methods_without_gradient_refuse_discrete_sites(program, method):
         pg.infer(pg.Model(program, {"y": 1.0}), method, draws=10, warmup=10)
 
 
-@pytest.mark.parametrize(("method", "chains"), [(RandomWalk(), 2), (AIES(), 8)], ids=["random_walk", "aies"])
+@pytest.mark.parametrize(
+    ("method", "chains"),
+    [(RandomWalk(), 2), pytest.param(AIES(), 8, marks=pytest.mark.slow)],
+    ids=["random_walk", "aies"],
+)
 def test_methods_without_gradient_run_programs_that_have_none(method, chains):
     def program(y):
         x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
@@ -377,7 +387,7 @@ def two_modes():
     numpyro.factor("modes", jnp.logaddexp(-50 * jnp.sum((x - 1.5) ** 2), -50 * jnp.sum((x + 1.5) ** 2)))
 
 
-@pytest.mark.parametrize("method", [ChEES(), MEADS()], ids=["chees", "meads"])
+@pytest.mark.parametrize("method", [ChEES(), pytest.param(MEADS(), marks=pytest.mark.slow)], ids=["chees", "meads"])
 def test_chains_in_different_modes_are_reported(method):
     with pytest.warns(pg.ProbgenWarning, match="do not agree"):
         tree = pg.infer(pg.Model(two_modes), method, draws=200, warmup=200, chains=16)
