@@ -8,8 +8,15 @@ import importlib
 from typing import Any
 
 from probgen.amortized.amortize import amortize
+from probgen.amortized.composed_score import ComposedScore
 from probgen.amortized.estimator import NPE, ConsistencyPosterior, FlowMatching, ScorePosterior
+from probgen.amortized.gnpe import GNPE
 from probgen.amortized.importance_sampling import ImportanceSampling
+from probgen.amortized.joint import Joint
+from probgen.amortized.nle import NLE
+from probgen.amortized.nre import NRE
+from probgen.amortized.path_posterior import PathPosterior
+from probgen.amortized.pfn import PFN
 from probgen.backends.registry import register as register_backend
 from probgen.base.errors import (
     DataError,
@@ -58,6 +65,7 @@ from probgen.infer.smoothing import FFBS, Genealogy
 from probgen.infer.stein import SVGD
 from probgen.infer.stein_vi import SteinVI
 from probgen.infer.svi import SVI
+from probgen.kernels.moves import DifferentialEvolution
 from probgen.program.hamiltonian import Hamiltonian
 from probgen.program.model import Model
 from probgen.program.proposals import Auxiliary, Bootstrap, Guided, LocallyLinear
@@ -74,6 +82,7 @@ __all__ = [
     "ELBO",
     "ESS",
     "FFBS",
+    "GNPE",
     "HMC",
     "HMCECS",
     "IAF",
@@ -81,8 +90,11 @@ __all__ = [
     "MALA",
     "MCLMC",
     "MEADS",
+    "NLE",
     "NPE",
+    "NRE",
     "NUTS",
+    "PFN",
     "PMMH",
     "SDE",
     "SGHMC",
@@ -99,9 +111,11 @@ __all__ = [
     "Barker",
     "Bootstrap",
     "ChEES",
+    "ComposedScore",
     "ConsistencyPosterior",
     "DataError",
     "DataTempering",
+    "DifferentialEvolution",
     "DiscreteHMCGibbs",
     "EllipticalSlice",
     "Ended",
@@ -115,6 +129,7 @@ __all__ = [
     "Guided",
     "Hamiltonian",
     "ImportanceSampling",
+    "Joint",
     "Killing",
     "Laplace",
     "LocallyLinear",
@@ -131,6 +146,7 @@ __all__ = [
     "NotIdentified",
     "ParticleFilter",
     "ParticleGibbs",
+    "PathPosterior",
     "Pathfinder",
     "ProbgenError",
     "ProbgenWarning",

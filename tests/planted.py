@@ -1184,6 +1184,74 @@ SIMULATORS = (
     ),
 )
 
+PATHS = (
+    Mutant(
+        "paths_forget_the_scale_of_their_residuals",
+        "amortized/path_posterior.py",
+        "net.path.log_det() - jnp.sum(jnp.log(net.spread.value))",
+        "net.path.log_det()",
+        "the density of a path is off by a factor, and with it the evidence",
+        ("tests/test_path_posterior.py::test_the_density_is_that_of_the_draws",),
+    ),
+    Mutant(
+        "states_see_themselves",
+        "amortized/path_posterior.py",
+        "jnp.tri(dim, k=-1, dtype=bool)",
+        "jnp.tri(dim, k=0, dtype=bool)",
+        "the density of a path is that of something else than its draws",
+        ("tests/test_path_posterior.py::test_the_density_is_that_of_the_draws",),
+    ),
+)
+
+LIKELIHOODS = (
+    Mutant(
+        "evolution_starts_from_the_bank",
+        "kernels/moves.py",
+        "step = gamma * (tuning.bank[first] - tuning.bank[second])",
+        "step = gamma * (tuning.bank[first] - point.u)",
+        "a differential-evolution proposal is not symmetric, and its acceptance says nothing of that",
+        ("tests/test_differential_evolution.py::test_a_move_leaves_both_modes_as_they_are",),
+    ),
+    Mutant(
+        "components_are_not_normalised",
+        "generative/mixture_density.py",
+        "each = mixture.log_shares + mixture.stretch.sum(-1) - ",
+        "each = mixture.log_shares - ",
+        "the density of a mixture leaves out the determinants of its components",
+        (
+            "tests/test_mixture_density.py::test_the_density_is_that_of_a_mixture",
+            "tests/test_mixture_density.py::test_it_integrates_to_one_and_is_the_law_of_its_draws",
+        ),
+    ),
+    Mutant(
+        "missing_rows_count",
+        "amortized/learned_likelihood.py",
+        "return jnp.sum(jnp.where(present, each, 0.0))",
+        "return jnp.sum(each)",
+        "rows that are missing, or only padding, count as zeros in a learned likelihood",
+        (
+            "tests/test_nle.py::test_rows_that_are_missing_are_left_out",
+            "tests/test_nle.py::test_one_fit_serves_any_number_of_rows[3]",
+        ),
+    ),
+    Mutant(
+        "discrete_sites_leave_rows_apart",
+        "amortized/learned_likelihood.py",
+        "free = not model.of_kind(Kind.discrete) and any(",
+        "free = any(",
+        "rows that share a discrete site, which was summed out, count as independent",
+        ("tests/test_nle.py::test_rows_are_parts_only_where_the_program_says_that_they_are_independent",),
+    ),
+    Mutant(
+        "none_class_sees_the_right_one",
+        "amortized/nre.py",
+        "none = -jax.nn.softplus(jax.nn.logsumexp(scaled[:, 1:], 1))",
+        "none = -jax.nn.softplus(jax.nn.logsumexp(scaled[:, :-1], 1))",
+        "the class of no match is trained with the match among the parameters",
+        ("tests/test_nle.py::test_the_loss_is_that_of_the_classifier",),
+    ),
+)
+
 MUTANTS = (
     PROGRAM
     + CIRCUITS_AND_ENERGIES
@@ -1203,4 +1271,6 @@ MUTANTS = (
     + JOINT_AND_PREDICTORS
     + COMPOSED_AND_POSED
     + SIMULATORS
+    + PATHS
+    + LIKELIHOODS
 )

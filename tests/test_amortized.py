@@ -10,11 +10,12 @@ from numpyro.contrib.control_flow import scan
 from scipy.stats import multivariate_normal
 
 import probgen as pg
-from probgen.amortized.encoder import Encoder
+from probgen.amortized.encoder import ObservationEncoder
 from probgen.amortized.mixture import fitted_mixture
 from probgen.amortized.question import Question
 from probgen.amortized.reading import Reading
-from probgen.amortized.task import exchangeable, observing
+from probgen.amortized.simulations import simulate_pairs
+from probgen.amortized.task import exchangeable, observing, question_of, read
 from probgen.program.bridged import BridgedDensity
 from probgen.program.density import Density
 from probgen.testing import assert_moments, assert_unbiased_evidence
@@ -71,7 +72,8 @@ def structure(program, data=None):
     density = Density(model)
     from probgen.amortized.reading import reading_of
 
-    return reading_of(model, names, exchangeable(density, names), ())
+    made = simulate_pairs(jax.random.key(0), density, 64, names)
+    return reading_of(model, names, exchangeable(density, names, made), ())
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -84,6 +86,46 @@ def test_the_program_says_how_observations_are_read():
     assert [(g.name, g.ordered) for g in structure(walk).rows] == [("time", True)]
     for program in (schools, trend, gaussian):  # latent rows; rows of unlike laws; no rows
         assert structure(program).rows == ()
+
+
+def running(t, y=None):
+    """Rows that are alike only where no time differs from another."""
+    level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+    with numpyro.plate("row", 5):
+        numpyro.sample("y", dist.Normal(level * jnp.cumsum(t), 1.0), obs=y)
+
+
+def ring(y=None, z=None):
+    """Rows in a circle: each depends on the one before."""
+    level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+    with numpyro.plate("row", 5):
+        y = numpyro.sample("y", dist.Normal(level, 1.0), obs=y)
+        numpyro.sample("z", dist.Normal(jnp.roll(y, 1), 1.0), obs=z)
+
+
+def test_what_is_alike_is_asked_of_simulations_and_not_of_the_data_at_hand():
+    """Among equal numbers no order shows, and no design is made of zeros."""
+    assert structure(trend, {"y": np.zeros(5)}).rows == ()
+    assert structure(ring).rows == ()
+    model, names = observing(pg.Model(running, {"t": np.zeros(5)}), None, jax.random.key(0))
+    density = Density(model)
+    made = simulate_pairs(jax.random.key(0), density, 64, names, lambda key: {"t": jax.random.normal(key, (5,))})
+    assert exchangeable(density, names, made) == frozenset()
+
+
+def crossed(y=None, z=None):
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("row", 3):
+        y = numpyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+    with numpyro.plate("row", 3, dim=-2), numpyro.plate("column", 5, dim=-1):
+        numpyro.sample("z", dist.Normal(slope * y[:, None], 1.0), obs=z)
+
+
+def test_rows_of_several_sites_stay_together():
+    """As sets of their own, no one knew which value of one site belongs to which of the other."""
+    reading = structure(crossed)
+    assert [(g.name, [f.name for f in g.fields]) for g in reading.rows] == [("column", ["z"])]
+    assert [f.name for f in reading.flat] == ["y"]
 
 
 def test_what_is_packed_is_unpacked():
@@ -101,7 +143,7 @@ def test_what_is_packed_is_unpacked():
 @pytest.fixture(scope="module")
 def encoder():
     reading = structure(line, {"t": TIMES})
-    encoder = Encoder(Question(reading, (), (), (), 0.3, (("row", 2),), 0, 0), width=16)
+    encoder = ObservationEncoder(Question(reading, (), (), (), 0.3, (("row", 2),), 0, 0), width=16)
     rng = np.random.default_rng(0)
     packed = jnp.stack([reading.pack({"y": rng.normal(size=6)}, {"t": rng.normal(size=6)}) for _ in range(50)])
     return reading, encoder, encoder.build(jax.random.key(0)).adapted(packed)
@@ -248,6 +290,75 @@ def test_other_questions_are_refused(fitted):
         pg.infer(pg.Model(line, {"t": TIMES, "y": TIMES}), fitted)
     with pytest.raises(pg.MethodError, match="argument 'scale'"):
         pg.infer(pg.Model(gaussian, {"scale": 2.0, "x": OBSERVED}), pg_with_scale())
+
+    with pytest.raises(pg.MethodError, match="'scale' is given"):
+        pg.infer(pg.Model(gaussian, {"scale": 2.0, "x": OBSERVED}), fitted)
+    assert pg.infer(pg.Model(gaussian, {"scale": 1.0, "x": OBSERVED}), fitted, draws=2, chains=1).attrs["pareto_k"]
+
+
+def asked(program, data, observed):
+    """What is answered by a posterior of a program with data."""
+    model, names = observing(pg.Model(program, data), observed, jax.random.key(0))
+    density = Density(model)
+    made = simulate_pairs(jax.random.key(0), density, 64, names)
+    reading, _ = read(density, made, names, exchangeable(density, names, made))
+    return question_of(density, reading, made, 0.0, {"row": 2} if reading.rows else {})
+
+
+def of(program, data):
+    return Density(pg.Model(program, data))
+
+
+def test_rows_of_a_design_that_did_not_vary_are_those_of_the_simulations():
+    question, y = asked(line, {"t": TIMES}, ["y"]), np.zeros(6)
+    question.observation(of(line, {"t": TIMES[::-1].copy(), "y": y}))
+    question.observation(of(line, {"t": TIMES[[4, 1]], "y": y[:2]}))
+    for t in (3 * TIMES, TIMES[[1, 1]]):
+        with pytest.raises(pg.MethodError, match="'t' along 'row' did not vary"):
+            question.observation(of(line, {"t": t, "y": y[: len(t)]}))
+
+
+def test_interventions_and_defaults_are_part_of_the_question():
+    def program(offset=0.0, heavy=False, y=None):
+        theta = numpyro.sample("theta", dist.Normal(offset, 1.0))
+        cause = numpyro.sample("cause", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", (dist.Laplace if heavy else dist.Normal)(theta + cause, 1.0), obs=y)
+
+    model, names = observing(pg.Model(program).do(cause=1.0), ["y"], jax.random.key(0))
+    made = simulate_pairs(jax.random.key(0), Density(model), 8, names)
+    question = question_of(Density(model), read(Density(model), made, names, frozenset())[0], made, 0.0, {})
+    question.observation(Density(pg.Model(program, {"y": 0.0, "heavy": False}).do(cause=1.0)))
+    for data, cause, message in (
+        ({}, 2.0, "do.cause"),
+        ({"offset": 3.0}, 1.0, "offset"),
+        ({"heavy": True}, 1.0, "heavy"),
+    ):
+        with pytest.raises(pg.MethodError, match=message):
+            question.observation(Density(pg.Model(program, {"y": 0.0, **data}).do(cause=cause)))
+
+
+def test_what_simulations_do_not_follow_is_refused():
+    def tempered(y=None):
+        theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+        with numpyro.handlers.scale(scale=0.5):
+            numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    for data in ({}, {"y": 1.0}):
+        with pytest.raises(pg.MethodError, match="the likelihood of site 'y'"):
+            pg.amortize(pg.Model(tempered, data), ["y"], simulations=50)
+
+    def far(x=None):
+        theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(2.46e6 + 0.01 * theta, 1e-3), obs=x)
+
+    with jax.enable_x64(True), pytest.raises(pg.DataError, match="resolve"):
+        pg.amortize(pg.Model(far), ["x"], simulations=50)
+
+
+def test_a_correction_that_begins_at_the_prior_is_refused(fitted):
+    method = pg.ImportanceSampling(fitted, correct=pg.SMC(path=pg.DataTempering(1)))
+    with pytest.raises(pg.MethodError, match="Leave path out"):
+        pg.infer(pg.Model(gaussian, {"x": OBSERVED}), method)
 
 
 def pg_with_scale():

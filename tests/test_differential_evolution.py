@@ -112,6 +112,7 @@ def test_the_evidence_is_unbiased_where_powers_and_tuning_are_given():
     assert_unbiased_evidence(np.asarray(result.log_z), EVIDENCE, detects=0.1)
 
 
+@pytest.mark.slow
 def test_the_modes_have_their_shares():
     how = pg.SMC(particles=500, kernel=pg.DifferentialEvolution(), moves=10)
     tree = pg.infer(pg.Model(either), how, draws=500, chains=32)

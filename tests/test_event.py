@@ -9,6 +9,7 @@ from scipy.stats import norm
 import probgen as pg
 from probgen import generative as gm
 from probgen.generative.event import Event
+from probgen.generative.standardisation import Standardisation
 from probgen.testing import assert_mean
 
 PATH = gm.VP()
@@ -60,7 +61,7 @@ def test_the_approximation_is_exact_for_gaussian_data_and_a_linear_event():
 
 
 def test_given_the_event_it_happens_and_units_are_kept():
-    units = gm.Standardisation((6,)).adapted(5.0 + 2.0 * jax.random.normal(jax.random.key(1), (50, 6)))
+    units = Standardisation((6,)).adapted(5.0 + 2.0 * jax.random.normal(jax.random.key(1), (50, 6)))
     prior = gm.DenoisedDistribution(OU, units=units)
     found = Event(prior, jnp.max, 9.0).run(jax.random.key(0), particles=100, steps=20)
     x = np.asarray(found.x)[np.isfinite(np.asarray(found.log_w))]

@@ -9,7 +9,7 @@ import pytest
 
 import probgen as pg
 from probgen import generative as gm
-from probgen.amortized.gnpe import GNPE, Group, gibbs
+from probgen.amortized.gnpe import GNPE, Group, gibbs, pose_of
 from probgen.program.density import Density
 from probgen.testing import assert_moments
 
@@ -100,8 +100,6 @@ class Short(Up):
 @pytest.mark.parametrize(
     ("program", "method", "change", "error", "message"),
     [
-        (bounded, GNPE(group=Up(("level",), 0.4)), {}, pg.ModelError, "real numbers"),
-        (tilted, GNPE(group=Up(("levle",), 0.4)), {}, pg.ModelError, "'levle'"),
         (tilted, GNPE(group=Up("level", 0.4)), {}, pg.MethodError, "tuple"),
         (tilted, GNPE(group=Up(("level",), -0.4)), {}, pg.MethodError, "blur"),
         (tilted, GNPE(group=Up(("level",), (0.4, 0.1))), {}, pg.MethodError, "2 numbers"),
@@ -113,6 +111,14 @@ class Short(Up):
 def test_mistakes_are_named(program, method, change, error, message):
     with pytest.raises(error, match=message):
         pg.amortize(pg.Model(program), ["x"], method, 50, **change)
+
+
+def test_a_pose_is_a_site_of_all_real_numbers():
+    assert pose_of(Density(pg.Model(tilted, {"x": np.zeros(3)})), ("slope", "level")) == (1, 0)
+    with pytest.raises(pg.ModelError, match="'levle'"):
+        pose_of(Density(pg.Model(tilted, {"x": np.zeros(3)})), ("levle",))
+    with pytest.raises(pg.ModelError, match="real numbers"):
+        pose_of(Density(pg.Model(bounded, {"x": np.zeros(3)})), ("level",))
 
 
 @pytest.mark.slow

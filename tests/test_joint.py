@@ -10,9 +10,11 @@ import pytest
 from numpyro.contrib.control_flow import scan
 
 import probgen as pg
+from probgen.amortized.joint import _charts, _floating
 from probgen.amortized.token_attention import FromGraph, SiteTokens
+from probgen.program.density import Density
 
-ONE_STEP = pg.generative.Training(steps=2, batch=32, block=1)
+ONE_STEP = pg.generative.Training(steps=1, batch=32, block=1)
 
 
 def hierarchy(y=None):
@@ -136,6 +138,19 @@ def test_saved_and_loaded(untrained, tmp_path):
 def moving(y=None):
     top = numpyro.sample("top", dist.LogNormal(0.0, 1.0))
     numpyro.sample("y", dist.Uniform(0.0, top).expand([2]).to_event(1), obs=y)
+
+
+def nested(y=None):
+    top = numpyro.sample("top", dist.LogNormal(0.0, 1.0))
+    part = numpyro.sample("part", dist.Uniform(0.0, top))
+    numpyro.sample("y", dist.Normal(part, 1.0), obs=y)
+
+
+def test_sites_whose_coordinates_depend_on_others_are_known():
+    density = Density(pg.Model(nested, {"y": 0.3}))
+    charts = _charts(density.model, ("y",))
+    u, y = np.random.default_rng(0).normal(size=(2, 20, 2))
+    assert _floating(density, charts, u, {"y": y[:, 0]}) == {"part"}
 
 
 @pytest.mark.parametrize(

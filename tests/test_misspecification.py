@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import pytest
 
 import probgen as pg
-from probgen.amortized.encoder import Encoder
+from probgen.amortized.encoder import ObservationEncoder
 from probgen.amortized.question import Question
 from probgen.amortized.reading import Field, Reading, Rows
 from probgen.amortized.reference import Reference, judged
@@ -81,7 +81,7 @@ def test_references_of_very_many_numbers_stay_small():
 def exchangeable():
     """The encoder of a set of 4 to 12 rows, whose common mean varies; adapted to 4500 simulations."""
     reading = Reading((), (Rows("row", ROWS, False, (Field("y", ()),), ()),))
-    encoder = Encoder(Question(reading, (), (), (), 0.0, (("row", 4),), 5000, 0), width=8, depth=1)
+    encoder = ObservationEncoder(Question(reading, (), (), (), 0.0, (("row", 4),), 5000, 0), width=8, depth=1)
     pack = jax.jit(jax.vmap(lambda y: reading.pack({"y": y}, {})))
     rng = np.random.default_rng(0)
 
@@ -109,9 +109,9 @@ def exchangeable():
 
 def test_false_alarms_are_as_rare_as_they_should_be(exchangeable):
     draws, p_values = exchangeable
-    p = p_values(draws(2000)[0])  # of any number of rows
-    assert_proportion(np.sum(p <= 0.05), len(p), 0.05, detects=0.05)
-    assert np.sum(p <= 1e-3) <= 10  # two are expected; more than ten have the probability 1e-5
+    p = p_values(draws(1200)[0])  # of any number of rows
+    assert_proportion(np.sum(p <= 0.1), len(p), 0.1, detects=0.08)
+    assert np.sum(p <= 1e-3) <= 8  # one is expected; more than eight have the probability 2e-6
 
 
 @pytest.mark.parametrize("planted", [{"shift": 9.0}, {"sd": 4.0}, {"outlier": 40.0}, {"sd": 0.05}])

@@ -137,7 +137,7 @@ def test_importance_sampling_makes_it_the_kalman_smoother(linear):
     y = np.random.default_rng(2).multivariate_normal(np.zeros(STEPS), prior_covariance() + NOISE**2 * np.eye(STEPS))
     mean, covariance, evidence = smoothed(y)
     model = pg.Model(series, {"y": y})
-    trees = [pg.infer(model, pg.ImportanceSampling(linear), draws=1500, chains=1, seed=i) for i in range(12)]
+    trees = [pg.infer(model, pg.ImportanceSampling(linear), draws=1500, chains=1, seed=i) for i in range(24)]
     assert all(tree.attrs["correction"].startswith("importance") for tree in trees)
     draws = np.stack([tree.posterior.x.values[0] for tree in trees])
     assert_moments(draws, mean, covariance, detects=0.25)
@@ -183,28 +183,3 @@ def test_programs_without_a_path_are_refused():
         pg.amortize(pg.Model(still), ["y"], pg.PathPosterior(training=ONE_STEP), 100)
     with pytest.raises(pg.MethodError, match="one length"):
         pg.amortize(pg.Model(series), ["y"], pg.PathPosterior(training=ONE_STEP), 100, fewest={"time": 4})
-
-
-@pytest.mark.slow
-def test_training_closes_the_gap_and_beats_a_flow_over_the_whole_path():
-    """In nats, the mean over series of log p(x | y) - log q(x | y) at the true paths; a coupling flow over all states at
-    once, trained as long on the same simulations, is what it is measured against."""
-    training = pg.generative.Training(steps=1500, batch=128, learning_rate=2e-3)
-    rng = np.random.default_rng(3)
-    some = []
-    for _ in range(200):
-        x = rng.multivariate_normal(np.zeros(STEPS), prior_covariance())
-        y = x + NOISE * rng.normal(size=STEPS)
-        mean, covariance, _ = smoothed(y)
-        some.append((x, y, multivariate_normal(mean, covariance).logpdf(x)))
-    gaps = []
-    for how in (pg.PathPosterior(window=5, training=training), pg.NPE(encoder_width=32, training=training)):
-        law = pg.amortize(pg.Model(series), ["y"], how, 5000, seed=0).law
-        reading = law.family.encoder.reading
-        packed = jnp.stack([reading.pack({"y": y}, {}) for _, y, _ in some])
-        log_q = jax.jit(lambda law, packed, x: jax.vmap(lambda c, x: law.given(c).log_prob(x))(packed, x))(
-            law, packed, jnp.asarray([x for x, _, _ in some])
-        )
-        gaps.append(np.mean([p for _, _, p in some] - np.asarray(log_q)))
-    assert gaps[0] < 0.2
-    assert gaps[0] < 0.5 * gaps[1]

@@ -179,7 +179,7 @@ def test_programs_with_keys_of_their_own_are_amortized():
     z = (tree.posterior.z.values - tree.posterior.theta.values).reshape(40, 100, 2) / 0.5
     assert_moments(z, np.zeros(2), np.eye(2), detects=0.3)
     for method in (pg.ImportanceSampling(fitted), pg.NUTS()):
-        with pytest.raises(pg.MethodError, match="numpyro.prng_key"):
+        with pytest.raises(pg.MethodError, match="calls numpyro"):
             pg.infer(model, method)
     density, u = ImplicitDensity(model), jnp.array([0.3, -0.4])
     np.testing.assert_allclose(density.unconstrain(density.constrain(u)), u, rtol=1e-6)
@@ -285,7 +285,11 @@ def test_simulators_that_do_not_work(f, error, message):
         ({"design": lambda key: {}}, pg.MethodError, "design= is about a program"),
         ({"count": 0}, pg.MethodError, "count must be"),
         ({"model": pg.Model(implicit)}, pg.ModelError, "draws the observation 'x' itself"),
-        ({"model": pg.Model(lambda: numpyro.sample("k", dist.Categorical(jnp.ones(3) / 3)))}, pg.ModelError, "discrete"),
+        (
+            {"model": pg.Model(lambda: numpyro.sample("k", dist.Categorical(jnp.ones(3) / 3)))},
+            pg.ModelError,
+            "discrete",
+        ),
         ({"model": pg.Model(lambda: None)}, pg.ModelError, "no continuous latent site"),
         ({"simulator": None, "workers": 2, "model": pg.Model(implicit)}, pg.MethodError, "workers= run a simulator"),
         ({"simulator": None, "store": "a.zarr", "model": pg.Model(implicit)}, pg.MethodError, "store="),
@@ -333,6 +337,11 @@ if __name__ == "__main__":
 def test_a_worker_that_dies_is_reported(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(DYING.format(folder=str(Path(__file__).parent)))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300, check=True)
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
+        [sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300, check=True
+    )
     assert "a worker process died" in done.stdout

@@ -1,6 +1,24 @@
 """Amortized inference: posteriors learned from simulations of a program."""
 
+from probgen.amortized.composed import AnnealedLangevin, Gauss, Jacobian, Particles
+from probgen.amortized.gnpe import Group
 from probgen.amortized.loading import load
+from probgen.amortized.pfn import Predictor, predictor
+from probgen.amortized.simulate import simulate
 from probgen.amortized.simulations import Simulations
+from probgen.amortized.token_attention import FromGraph, Full
 
-__all__ = ["Simulations", "load"]
+__all__ = [
+    "AnnealedLangevin",
+    "FromGraph",
+    "Full",
+    "Gauss",
+    "Group",
+    "Jacobian",
+    "Particles",
+    "Predictor",
+    "Simulations",
+    "load",
+    "predictor",
+    "simulate",
+]

@@ -6,20 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 
 from probgen.amortized.amortized import Amortized
 from probgen.amortized.estimator import Estimator, FlowMatching
+from probgen.amortized.simulate import prepare
 from probgen.amortized.simulations import Design, Simulations, simulate_pairs
-from probgen.amortized.task import Task, exchangeable, observing, question_of, read
+from probgen.amortized.simulator import Executor, Simulator, run_simulator
+from probgen.amortized.task import Task, exchangeable, question_of, read
 from probgen.base.counts import is_count
-from probgen.base.errors import DataError, MethodError, ModelError, suggestion
+from probgen.base.errors import DataError, MethodError
 from probgen.base.keys import as_key
-from probgen.infer.method import Need
-from probgen.infer.replayed import check_drawable
-from probgen.program.enumerated import density_of
 from probgen.program.model import Model
-from probgen.program.sites import Kind
 from probgen.run.compiled import TRACING
 from probgen.run.progress import show_by_default
 
@@ -32,6 +29,8 @@ def amortize(
     method: Estimator | None = None,
     simulations: int | Simulations = 10_000,
     *,
+    simulator: Simulator | None = None,
+    workers: int | Executor = 1,
     design: Design | None = None,
     fewest: Mapping[str, int] | None = None,
     missing: float = 0.0,
@@ -50,12 +49,17 @@ def amortize(
         observed: Names of the sites that will be observed; ``None`` for those whose argument is ``y=None``, or that
             are observed already.
         method: What is learned, for example ``pg.FlowMatching()`` (the default), ``pg.NPE()``.
-        simulations: How many simulations; or those of ``amortized.simulations`` from an earlier call.
+        simulations: How many simulations; or those that ``pg.amortized.simulate`` made, which may serve many estimators.
+        simulator: ``simulator(sites, rng)`` draws the observations where the program does not: a Python function of the
+            values of all sites by name and a NumPy generator, which returns arrays by name. The model is then the prior
+            alone, and an observation is given by ``amortized.condition(x=...)``. Simulations that fail are left out.
+        workers: How many processes run the simulator (1: this one), or an executor such as a Dask client.
         design: ``design(key)`` draws arguments of the program by name (positions, times, covariates), in the shapes
             that the model has. The network is told them.
         fewest: By plate (or axis of time), how few rows an observation may have; the model has the most.
         missing: Share of the entries that is hidden in training. Observations may then have NaN where a value is
-            missing (at random).
+            missing (at random), if the program leaves such entries out by ``numpyro.handlers.mask``, as other methods
+            need it too.
         seed: An int or a typed JAX key.
         store: A folder ``*.zarr`` in which training is kept while it goes on; after a crash the same call goes on.
         progress: Show progress bars. ``None``: at a terminal only.
@@ -67,12 +71,8 @@ def amortize(
     Raises:
         ModelError: If a name is not a site, nothing is observed, or nothing is latent.
         MethodError: If a prior cannot be drawn from, or settings make no sense.
-        DataError: If hardly a simulation is finite, or all are equal.
+        DataError: If hardly a simulation succeeds or is finite, or all are equal.
     """
-    if not isinstance(model, Model):
-        raise ModelError(
-            f"model must be a pg.Model, got {type(model).__name__}. Wrap the program: pg.Model(program, data=...)."
-        )
     method = FlowMatching() if method is None else method
     if not isinstance(method, Estimator):
         shown = method.__name__ if isinstance(method, type) else type(method).__name__
@@ -80,53 +80,39 @@ def amortize(
     method.check()
     if not isinstance(simulations, Simulations) and not is_count(simulations):
         raise MethodError(f"simulations must be an int of at least 1, got {simulations!r}. 10_000 is usual.")
-    for site in model.sites:
-        check_drawable(site, "pg.amortize")
-        if site.kind is Kind.factor:
-            raise ModelError(
-                f"site {site.name!r} is a numpyro.factor, which changes the posterior but not what is simulated. Write it as "
-                f"numpyro.sample."
-            )
-        if site.weighed and site.latent:
-            raise MethodError(
-                f"the prior of site {site.name!r} is changed by handlers.scale or a mask, which {Need.prior_draws.value} do "
-                f"not follow. Put the site outside of the handler."
-            )
+    if isinstance(simulations, Simulations) and simulator is not None:
+        raise MethodError("simulations= holds simulations already, and simulator= would make others. Give one of them.")
     key_see, key_simulate, key_fit = jax.random.split(as_key(seed), 3)
     shown = show_by_default() if progress is None else progress
-    with TRACING:
-        model, names = observing(model, observed, key_see)
-        density = density_of(model)
-        _check_design(model, design)
-        alike = exchangeable(density, names)
-    if not isinstance(simulations, Simulations):
-        simulations = simulate_pairs(key_simulate, density, simulations, names, design, progress=shown)
-    if simulations.names != density.names:
+    given = simulations if isinstance(simulations, Simulations) else None
+    density, names = prepare(key_see, model, observed, design, simulator, workers, given)
+    if isinstance(simulations, Simulations):
+        made = simulations
+    elif simulator is not None:
+        made = run_simulator(key_simulate, density, simulations, simulator, workers, progress=shown)
+    else:
+        made = simulate_pairs(key_simulate, density, simulations, names, design, progress=shown)
+    if made.names != density.names:
         raise DataError(
-            f"the simulations are of the parameters {', '.join(simulations.names)}, and the model has "
+            f"the simulations are of the parameters {', '.join(made.names)}, and the model has "
             f"{', '.join(density.names)}. Simulate this model."
         )
-    reading, packed = read(density, simulations, names, alike)
-    question = question_of(density, reading, simulations, missing, fewest or {})
+    if not set(names) <= set(made.observed):
+        raise DataError(
+            f"the simulations have {sorted(made.observed)}, and {sorted(names)} will be observed. Simulate these, or name "
+            f"the others by observed=."
+        )
+    for name in names:
+        found, wanted = made.observed[name].shape[1:], density.model.sites[name].shape
+        if found != wanted:
+            raise DataError(
+                f"the simulations have observations of {name!r} of shape {found}, and those of the model have {wanted}. "
+                f"Simulate this model."
+            )
+    with TRACING:
+        alike = exchangeable(density, names, made)
+    reading, packed = read(density, made, names, alike)
+    question = question_of(density, reading, made, missing, fewest or {})
     question.check()
-    task = Task(density, question, simulations, packed)
+    task = Task(density, question, made, packed)
     return method.fit(key_fit, task, store=store, progress=shown)
-
-
-def _check_design(model: Model, design: Design | None) -> None:
-    """Refuse a design that draws what the program does not take."""
-    if design is None:
-        return
-    if not callable(design):
-        raise MethodError(f"design must be a function of a key, got {design!r}. Write design=lambda key: {{'t': ...}}.")
-    drawn = jax.eval_shape(lambda key: {k: jnp.asarray(v) for k, v in design(key).items()}, jax.random.key(0))
-    for name, value in drawn.items():
-        leaf = model.leaves.get(name)
-        if leaf is None:
-            raise MethodError(
-                f"design draws {name!r}, which is not an array among the data of the model. {suggestion(name, model.leaves)}"
-            )
-        if value.shape != leaf.shape:
-            raise MethodError(
-                f"design draws {name!r} with shape {value.shape}, and the model has {leaf.shape}. Draw it in that shape."
-            )

@@ -5,21 +5,27 @@ from __future__ import annotations
 import abc
 import os
 import time
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from probgen.amortized.encoded import LearnedEncoded
+from probgen.amortized.mixture import DRAWS_TO_FIT, MIXTURE, mixture_of
 from probgen.amortized.question import Question
+from probgen.amortized.reference import judged
 from probgen.base.typing import PRNGKey, Values
 from probgen.generative.learned import Exactness, Learned
 from probgen.generative.saving import save
 from probgen.infer.approximate import about, check_plan, evaluate, split, weighted_run
 from probgen.infer.method import Method, Need, Plan, Run
 from probgen.program.density import Density
+from probgen.program.implicit_density import ImplicitDensity, simulable
+from probgen.program.model import Model
 from probgen.run.compiled import compile_all
 from probgen.run.driver import to_host
 
@@ -59,6 +65,32 @@ class Amortized(Method):
         Raises:
             StoreError: If the folder cannot be written or holds something else.
         """
+
+    def proposal(self, key: PRNGKey, density: Density) -> tuple[Any, dict[str, Any]]:
+        """A law of the coordinates near the learned posterior of an observation, with ``sample(key, shape)`` and
+        ``log_prob(u)`` exact, and what to say of it in the attributes of a result: a mixture fitted to draws, unless there
+        is something better.
+
+        Raises:
+            MethodError, DataError: If the model asks another question.
+        """
+        run = self.run(key, density, Plan(DRAWS_TO_FIT, 0, 1))
+        assert run.u is not None
+        return mixture_of(jnp.asarray(run.u).reshape(-1, density.dim)), {"proposal_density": MIXTURE}
+
+    def density(self, model: Model) -> Density:
+        """See ``Method.density``; programs without a density of their own are taken too (see ``ImplicitDensity``)."""
+        return simulable(model)
+
+    def condition(self, **observed: ArrayLike) -> Self:
+        """The same method about one observation, where observations are those of a simulator and no sites of the program:
+        ``pg.infer(prior, amortized.condition(x=x_o))``. Saving keeps it.
+
+        Raises:
+            MethodError: If observations are sites of the program, or other names are given.
+            DataError: If the observation has another shape, or is not finite.
+        """
+        return eqx.tree_at(lambda method: method.question, self, self.question.bound_to(observed))
 
     def described(self) -> dict[str, Any]:
         """See ``Method.described``."""
@@ -113,6 +145,23 @@ class AmortizedPosterior(Amortized):
         """
         return self.law.given(self.question.observation(density))
 
+    def proposal(self, key: PRNGKey, density: Density) -> tuple[Any, dict[str, Any]]:
+        """See ``Amortized.proposal``: the law itself where its density is exact, else a mixture fitted to its draws."""
+        law = self.given(density)
+        if law.offers.get("log_prob") is Exactness.exact:
+            return law, {**self.judged(law), "proposal_density": "exact"}
+        u = law.sample(key, (DRAWS_TO_FIT,)).astype(float)
+        return mixture_of(u), {**self.judged(law), "proposal_density": MIXTURE}
+
+    def judged(self, law: Learned) -> dict[str, float]:
+        """How usual the observation of ``given`` is among the simulations, as an attribute ``observation_p``; warns where
+        it lies outside (see ``Reference``)."""
+        encoder = self.law.net.encoder
+        if not encoder.reference.count:
+            return {}
+        assert law.condition is not None
+        return judged(encoder.p_value(law.condition), encoder.reference.count)
+
     def run(self, key: PRNGKey, density: Density, plan: Plan) -> Run:
         """See ``Method.run``.
 
@@ -123,7 +172,9 @@ class AmortizedPosterior(Amortized):
         check_plan(self, plan)
         law = self.given(density)
         count = plan.chains * plan.draws
-        exact = law.offers.get("log_prob") is Exactness.exact
+        # Where there is no density of the model to compare with, there are no weights.
+        comparable = not (self.question.outside or isinstance(density, ImplicitDensity))
+        exact = comparable and law.offers.get("log_prob") is Exactness.exact
         call = (key, law, density, count, exact)
         (program,), compiling = compile_all([(_draws, call)])
         began = time.perf_counter()
@@ -134,6 +185,8 @@ class AmortizedPosterior(Amortized):
         else:
             run = Run({k: split(v, plan) for k, v in values.items()}, {}, split(u, plan))
             run.attrs = about(sentence)
+        run.attrs |= self.judged(law)
+        run.groups = self.question.groups
         run.seconds = {"compile": compiling, "sampling": time.perf_counter() - began}
         return run
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from probgen.amortized.encoder import Encoder, EncoderNet
+from probgen.amortized.encoder import EncoderNet, ObservationEncoder
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.family import Family, Now, Spec
 from probgen.generative.learned import Exactness, Learned
@@ -97,7 +97,7 @@ class Encoded(Family):
     """
 
     family: Family
-    encoder: Encoder
+    encoder: ObservationEncoder
 
     def _inner(self, spec: Spec) -> Spec:
         return dataclasses.replace(spec, condition=(self.encoder.size,))
@@ -115,11 +115,12 @@ class Encoded(Family):
 
     def adapt(self, key: PRNGKey, net: EncodedNet, x: Array, condition: Array | None) -> EncodedNet:
         assert condition is not None
-        encoder = net.encoder.adapted(condition)
+        key_reference, key_inner = jax.random.split(key)
+        encoder = self.encoder.referenced(key_reference, net.encoder.adapted(condition), condition)
         numbers = jax.vmap(encoder.numbers)(condition)
         prediction = net.prediction.adapted(x, numbers)
         rest = jax.vmap(prediction.inward)(x, numbers)
-        inner = self.family.adapt(key, net.inner, rest, jax.vmap(encoder)(condition))
+        inner = self.family.adapt(key_inner, net.inner, rest, jax.vmap(encoder)(condition))
         return EncodedNet(encoder, prediction, inner)
 
     def loss(self, key: PRNGKey, net: EncodedNet, x: Array, condition: Array | None, now: Now) -> Scalar:

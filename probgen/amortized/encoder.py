@@ -16,6 +16,7 @@ from jax import Array
 
 from probgen.amortized.question import Question
 from probgen.amortized.reading import Read, Reading
+from probgen.amortized.reference import Reference
 from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.part import Part
@@ -23,7 +24,7 @@ from probgen.base.typing import PRNGKey
 from probgen.nets.constant import Constant
 from probgen.nets.row_encoder import RowEncoder
 
-__all__ = ["Encoder", "EncoderNet"]
+__all__ = ["EncoderNet", "ObservationEncoder"]
 
 
 class Units(eqx.Module):
@@ -52,7 +53,7 @@ class Units(eqx.Module):
 
 
 class EncoderNet(eqx.Module):
-    """See ``Encoder``."""
+    """See ``ObservationEncoder``."""
 
     reading: Reading = eqx.field(static=True)
     marks: bool = eqx.field(static=True)
@@ -60,13 +61,16 @@ class EncoderNet(eqx.Module):
     rows: tuple[Units, ...]
     designs: tuple[Units, ...]
     nets: tuple[RowEncoder, ...]
+    reference: Reference
 
     def adapted(self, condition: Array) -> EncoderNet:
         """With the units of packed observations, shape ``(n, reading.size)``."""
         read = jax.vmap(self.reading.unpack)(condition)
 
         def of_rows(units: Units, values: Array, seen: Array) -> Units:
-            return units.adapted(values.reshape(-1, values.shape[-1]), seen.reshape(-1, values.shape[-1]))
+            # Not -1: rows may have no columns, as those of designs often do.
+            shape = (values.shape[0] * values.shape[1], values.shape[2])
+            return units.adapted(values.reshape(shape), seen.reshape(shape))
 
         rows = tuple(of_rows(*parts) for parts in zip(self.rows, read.rows, read.rows_seen, strict=True))
         there = [jnp.broadcast_to(p[..., None], d.shape) for p, d in zip(read.present, read.designs, strict=True)]
@@ -93,6 +97,22 @@ class EncoderNet(eqx.Module):
             parts += [scaled.sum(0) / count, (scaled**2).sum(0) / count]
         return jnp.concatenate([part.astype(condition.dtype) for part in parts])
 
+    def usual(self, condition: Array) -> Array:
+        """What an observation is compared in with simulations (see ``Reference``): entries, and of rows how many there are,
+        and the mean, the logarithm of the standard deviation and the largest size of each column."""
+        read = self.reading.unpack(condition)
+        parts = [self.flat(read.flat, read.flat_seen)]
+        for units, values, seen, present in zip(self.rows, read.rows, read.rows_seen, read.present, strict=True):
+            scaled, count = units(values, seen), jnp.maximum(seen.sum(0), 1)
+            mean = scaled.sum(0) / count
+            spread = jnp.sqrt(jnp.where(seen, (scaled - mean) ** 2, 0.0).sum(0) / count)
+            parts += [jnp.log1p(present.sum())[None], mean, jnp.log(0.01 + spread), jnp.abs(scaled).max(0, initial=0.0)]
+        return jnp.concatenate([part.astype(condition.dtype) for part in parts])
+
+    def p_value(self, condition: Array) -> float:
+        """How usual an observation is among the simulations, if there is a reference of them."""
+        return self.reference.p_value(self.usual(condition))
+
     def _rows(self, read: Read) -> list[Array]:
         found = []
         for i in range(len(self.nets)):
@@ -102,7 +122,7 @@ class EncoderNet(eqx.Module):
         return found
 
 
-class Encoder(Part):
+class ObservationEncoder(Part):
     """How observations become the condition of a network.
 
     Attributes:
@@ -159,7 +179,15 @@ class Encoder(Part):
         )
         rows = tuple(Units(group.width) for group in groups)
         designs = tuple(Units(group.given) for group in groups)
-        return EncoderNet(self.reading, self.marks, Units(self.reading.entries), rows, designs, nets)
+        compared = self.reading.entries + sum(1 + 3 * group.width for group in groups)
+        reference = Reference(compared, self.question.simulations)
+        return EncoderNet(self.reading, self.marks, Units(self.reading.entries), rows, designs, nets, reference)
+
+    def referenced(self, key: PRNGKey, net: EncoderNet, condition: Array) -> EncoderNet:
+        """A network in its units, with a reference of simulations, hidden in part as observations may be."""
+        hidden = jax.vmap(self.hide)(jax.random.split(key, len(condition)), condition)
+        reference = net.reference.adapted(jax.vmap(net.usual)(hidden))
+        return eqx.tree_at(lambda net: net.reference, net, reference)
 
     def hide(self, key: PRNGKey, condition: Array) -> Array:
         """A packed observation with some rows and entries hidden, as they may be in an observation.

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 
 from probgen.amortized.encoded import Encoded, LearnedEncoded
-from probgen.amortized.encoder import Encoder
+from probgen.amortized.encoder import ObservationEncoder
 from probgen.base.errors import MethodError
 from probgen.generative.consistency import Consistency
 from probgen.generative.coupling import Coupling, Independent
@@ -74,7 +74,7 @@ class PosteriorEstimator(Estimator):
         """See ``Estimator.fit``."""
         from probgen.amortized.amortized import AmortizedPosterior
 
-        encoder = Encoder(task.question, self.encoder_width, self.encoder_depth)
+        encoder = ObservationEncoder(task.question, self.encoder_width, self.encoder_depth)
         law = fit(
             Encoded(self.family, encoder),
             task.simulations.u,
@@ -114,7 +114,11 @@ class FlowMatching(PosteriorEstimator):
 
     @property
     def family(self) -> Family:
-        return VelocityFamily(coupling=self.coupling, width=self.width, depth=self.depth, solver=HeunSteps(self.steps))
+        gaussian = isinstance(self.coupling, Independent)
+        solver = HeunSteps(self.steps)
+        return VelocityFamily(
+            coupling=self.coupling, width=self.width, depth=self.depth, solver=solver, gaussian=gaussian
+        )
 
 
 class NPE(PosteriorEstimator):

@@ -21,15 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from probgen.amortized.amortized import AmortizedPosterior
-from probgen.amortized.mixture import fitted_mixture
+from probgen.amortized.amortized import Amortized
 from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey
-from probgen.generative.learned import Exactness, Learned
 from probgen.infer.approximate import GOOD_K, check_plan, split, weigh
 from probgen.infer.method import Method, Need, Plan, Run
 from probgen.infer.smc import SMC, values_of
+from probgen.kernels.moves import DifferentialEvolution
 from probgen.program.bridged import BridgedDensity
 from probgen.program.density import Density
 from probgen.run.compiled import compile_all
@@ -37,8 +36,7 @@ from probgen.run.driver import to_host
 
 __all__ = ["ImportanceSampling"]
 
-_COMPONENTS = 40
-_FITTED_TO = 8000
+_FEWEST = 1000
 _BATCH = 256
 
 
@@ -52,14 +50,15 @@ class ImportanceSampling(Method):
         backend: ``"probgen"``.
         proposal: From ``pg.amortize``.
         pool: Draws of the proposal per draw of the result.
-        correct: What carries particles on where weights cannot be trusted.
+        correct: What carries particles on where weights cannot be trusted. ``None``: ``pg.SMC`` with
+            differential-evolution moves and as many particles as draws are asked for, at least 1,000.
         always_move: Whether to do so even where they can.
     """
 
     backend: str = eqx.field(static=True, default="")
-    proposal: AmortizedPosterior = eqx.field(kw_only=False, default=None)  # pyright: ignore[reportAssignmentType]
+    proposal: Amortized = eqx.field(default=None)  # pyright: ignore[reportAssignmentType]
     pool: int = eqx.field(static=True, default=4)
-    correct: SMC = eqx.field(static=True, default=SMC())
+    correct: SMC | None = eqx.field(static=True, default=None)
     always_move: bool = eqx.field(static=True, default=False)
 
     name: ClassVar = "importance"
@@ -69,7 +68,7 @@ class ImportanceSampling(Method):
 
     def __init__(
         self,
-        proposal: AmortizedPosterior,
+        proposal: Amortized,
         *,
         pool: int = 4,
         correct: SMC | None = None,
@@ -77,21 +76,32 @@ class ImportanceSampling(Method):
         backend: str = "",
     ) -> None:
         self.proposal, self.pool, self.always_move, self.backend = proposal, pool, always_move, backend
-        self.correct = SMC() if correct is None else correct
+        self.correct = correct
 
     def check(self) -> None:
         """See ``Method.check``."""
         super().check()
-        if not isinstance(self.proposal, AmortizedPosterior):
+        if not isinstance(self.proposal, Amortized):
             raise MethodError(
                 f"proposal must be what pg.amortize returned, got {type(self.proposal).__name__}. Write "
                 f"pg.ImportanceSampling(amortized)."
             )
         if not is_count(self.pool):
             raise MethodError(f"pool must be an int of at least 1, got {self.pool!r}. 4 is usual.")
-        if not isinstance(self.correct, SMC):
-            raise MethodError(f"correct must be a pg.SMC(), got {self.correct!r}. Leave it out for the default.")
-        self.correct.check()
+        if self.correct is not None:
+            if not isinstance(self.correct, SMC):
+                raise MethodError(f"correct must be a pg.SMC(), got {self.correct!r}. Leave it out for the default.")
+            self.correct.check()
+            if self.correct.path is not None:
+                raise MethodError(
+                    "correct has path=pg.DataTempering(), which begins at the prior, and the particles begin at the "
+                    "amortized posterior. Leave path out."
+                )
+        if self.proposal.question.outside:
+            raise MethodError(
+                "the observations are those of a simulator, whose density is not known, so nothing can be corrected by it. "
+                "Use the amortized posterior itself: pg.infer(model, amortized.condition(...))."
+            )
 
     def described(self) -> dict[str, Any]:
         """See ``Method.described``."""
@@ -111,10 +121,8 @@ class ImportanceSampling(Method):
         """
         check_plan(self, plan)
         key_fit, key_pool, key_chosen, key_values, key_move = jax.random.split(key, 5)
-        law = self.proposal.given(density)
         began = time.perf_counter()
-        exact = law.offers.get("log_prob") is Exactness.exact
-        proposal: Any = law if exact else jax.jit(_fitted)(key_fit, law)
+        proposal, about = self.proposal.proposal(key_fit, density)
         size = plan.chains * plan.draws * self.pool
         call = (key_pool, proposal, density, size)
         (program,), compiling = compile_all([(_weighed, call)])
@@ -125,15 +133,15 @@ class ImportanceSampling(Method):
                 "the density of the model is zero or not a number at all draws of the proposal. Look at whether the "
                 "observation is one that the model could have drawn."
             )
-        about: dict[str, Any] = {
-            "proposal_density": "exact" if exact else f"a mixture of {_COMPONENTS} components fitted to the draws",
+        about |= {
             "pareto_k": weights.pareto_k,
             "importance_ess": weights.ess,
             "warmup": 0,
             "thin": 1,
         }
         if self.always_move or not weights.pareto_k <= GOOD_K:
-            run = self.correct.run(key_move, BridgedDensity(density, proposal), plan)
+            correct = self.correct or SMC(particles=max(plan.draws, _FEWEST), kernel=DifferentialEvolution())
+            run = correct.run(key_move, BridgedDensity(density, proposal), plan)
             run.attrs |= about | {
                 "correction": f"sequential Monte Carlo from the proposal, whose Pareto k-hat is {weights.pareto_k:.2f}"
             }
@@ -153,11 +161,6 @@ class ImportanceSampling(Method):
         }
         run.seconds = {"compile": compiling + more, "sampling": time.perf_counter() - began - compiling - more}
         return run
-
-
-def _fitted(key: PRNGKey, law: Learned) -> Any:
-    key_draw, key_fit = jax.random.split(key)
-    return fitted_mixture(key_fit, law.sample(key_draw, (_FITTED_TO,)).astype(float), _COMPONENTS)
 
 
 def _weighed(key: PRNGKey, proposal: Any, density: Density, size: int) -> tuple[Array, Array, Array]:

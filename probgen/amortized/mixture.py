@@ -18,8 +18,12 @@ from jax.scipy.special import gammaln, logsumexp
 
 from probgen.base.typing import PRNGKey
 
-__all__ = ["Mixture", "fitted_mixture"]
+__all__ = ["DRAWS_TO_FIT", "MIXTURE", "Mixture", "fitted_mixture", "mixture_of"]
 
+DRAWS_TO_FIT = 8000
+"""Draws of a law that a mixture is fitted to."""
+_COMPONENTS = 40
+MIXTURE = f"a mixture of {_COMPONENTS} components fitted to the draws"
 _DEGREES = 7.0
 _BROAD = 0.05
 _ROUNDS = 60
@@ -119,3 +123,11 @@ def fitted_mixture(key: PRNGKey, u: Array, components: int) -> Mixture:
     locs = jnp.concatenate([locs, jnp.zeros((1, dim))])
     roots = jnp.concatenate([roots, 1.5 * jnp.eye(dim)[None]])
     return Mixture(shares, loc + locs @ root.T, jnp.einsum("ij,kjl->kil", root, roots))
+
+
+def mixture_of(u: Array) -> Mixture:
+    """A mixture fitted to draws, shape ``(n, dim)``; the same for the same draws."""
+    return _fitted(jax.random.key(0), u, _COMPONENTS)
+
+
+_fitted = jax.jit(fitted_mixture, static_argnums=2)

@@ -139,6 +139,8 @@ class Reading(Part):
             rows = self._of_rows(group, group.fields, observed)
             designs = self._of_rows(group, group.designs, arguments)
             count = rows.shape[0]
+            if group.designs and designs.shape[0] != count:
+                raise _unequal(group, {count, designs.shape[0]})
             present = jnp.arange(group.count) < count
             values, seen = (_padded(a, group.count) for a in _marked(rows))
             parts += [values.reshape(-1), seen.reshape(-1), _padded(designs, group.count).reshape(-1), present]
@@ -194,10 +196,14 @@ class Reading(Part):
             found.append(value.reshape(value.shape[0], -1))
         counts = {len(value) for value in found}
         if len(counts) > 1:
-            raise DataError(
-                f"the observations and arguments along {group.name!r} have {sorted(counts)} rows. Give each as many."
-            )
+            raise _unequal(group, counts)
         return jnp.concatenate(found, -1) if found else jnp.zeros((group.count, 0), jnp.float32)
+
+
+def _unequal(group: Rows, counts: set[int]) -> DataError:
+    return DataError(
+        f"the observations and arguments along {group.name!r} have {sorted(counts)} rows. Give each as many."
+    )
 
 
 def _marked(values: Array) -> tuple[Array, Array]:
@@ -223,11 +229,12 @@ def reading_of(model: Model, observed: tuple[str, ...], alike: frozenset[str], v
     groups: dict[str, list[Field]] = {}
     counts: dict[str, tuple[int, bool]] = {}
     flat = []
+    axes = _axes(sites, alike)
     for site in sites:
-        axis, ordered = _axis(site, alike)
-        if axis is None:
+        if site.name not in axes:
             flat.append(Field(site.name, site.shape))
             continue
+        axis, ordered = axes[site.name]
         name = site.dims[axis]
         shape = (*site.shape[:axis], *site.shape[axis + 1 :])
         groups.setdefault(name, []).append(Field(site.name, shape, axis))
@@ -251,9 +258,16 @@ def _along(arguments: Mapping[str, tuple[int, ...]], count: int) -> tuple[Field,
     return tuple(Field(name, shape[1:]) for name, shape in arguments.items() if shape and shape[0] == count)
 
 
-def _axis(site: Site, alike: frozenset[str]) -> tuple[int | None, bool]:
-    """The axis of the rows of a site, and whether they are ordered."""
-    if site.scanned and site.shape:
-        return 0, True
-    axes = [i for i, dim in enumerate(site.dims) if dim in alike]
-    return (max(axes, key=lambda i: site.shape[i]), False) if axes else (None, False)
+def _axes(sites: list[Site], alike: frozenset[str]) -> dict[str, tuple[int, bool]]:
+    """By site, the axis of its rows, and whether they are ordered.
+
+    A plate is read as a set only if all its sites are: where one is read otherwise, which row of it belongs to which of
+    the others would be lost.
+    """
+    axes = {site.name: (0, True) for site in sites if site.scanned and site.shape}
+    counts = {dim: size for site in sites for dim, size in zip(site.dims, site.shape, strict=True) if dim in alike}
+    for name in sorted(counts, key=lambda name: (-counts[name], name)):
+        members = [site for site in sites if name in site.dims]
+        if not any(site.name in axes for site in members):
+            axes |= {site.name: (site.dims.index(name), False) for site in members}
+    return axes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -11,17 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from probgen.base.errors import DataError
+from probgen.base.errors import DataError, StoreError
 from probgen.base.typing import PRNGKey, Values
 from probgen.program.density import Density
+from probgen.program.model import Model
 from probgen.program.simulate import trace_forward
 from probgen.program.sites import Kind
 from probgen.run.compiled import compile_all
 from probgen.run.progress import Progress
+from probgen.run.record import read_record, write_record
 
 __all__ = ["Simulations", "simulate_pairs"]
 
 _CHUNK = 1024
+_VERSION = 1
 
 type Design = Callable[[PRNGKey], Mapping[str, Array]]
 """Draws values of arguments of the program: positions, times, covariates."""
@@ -47,6 +52,71 @@ class Simulations:
 
     def __len__(self) -> int:
         return len(self.u)
+
+    def outside(self, model: Model) -> bool:
+        """Whether what was observed are no sites of a model, but outputs of a simulator that is not part of it."""
+        sites = {site.name for site in model.sites}
+        return not sites.issuperset(self.observed)
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write them to one file: a description in JSON, the arrays, and a checksum. The file is the old one or the new one,
+        whatever happens.
+
+        Raises:
+            StoreError: If the file holds something else, or cannot be written.
+        """
+        path = Path(file)
+        if path.is_dir() or (path.exists() and not _is_ours(path)):
+            raise StoreError(f"{path} exists and holds no simulations. Choose another file.")
+        if not path.absolute().parent.is_dir():
+            raise StoreError(f"the folder {path.parent} of {path.name} does not exist. Make it first.")
+        meta = {
+            "simulations": _VERSION,
+            "names": list(self.names),
+            "failed": self.failed,
+            "observed": list(self.observed),
+            "arguments": list(self.arguments),
+        }
+        write_record(path, meta, [self.u, *self.observed.values(), *self.arguments.values()])
+
+    @staticmethod
+    def load(file: str | os.PathLike[str]) -> Simulations:
+        """Read what ``save`` wrote. The file is data: nothing in it is executed.
+
+        Raises:
+            StoreError: If it is no such file, is damaged, or was written by a newer probgen.
+        """
+        path = Path(file)
+        if not path.exists():
+            raise StoreError(f"{path} does not exist. Give the file of Simulations.save().")
+        meta, arrays = read_record(path)
+        try:
+            if meta["simulations"] > _VERSION:
+                raise StoreError(f"{path} was written by a newer probgen. Use that one.")
+            u, *rest = arrays
+            names, observed, arguments = (tuple(meta[part]) for part in ("names", "observed", "arguments"))
+            ours = meta["simulations"] == _VERSION and type(meta["failed"]) is int
+            strings = all(isinstance(name, str) for name in (*names, *observed, *arguments))
+            fitting = u.shape[1:] == (len(names),) and all(len(a) == len(u) for a in rest)
+            if not (ours and strings and fitting and len(rest) == len(observed) + len(arguments)):
+                raise ValueError
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"{path} holds no simulations. Give the file of Simulations.save().") from error
+        first, second = rest[: len(observed)], rest[len(observed) :]
+        return Simulations(
+            u,
+            dict(zip(observed, first, strict=True)),
+            dict(zip(arguments, second, strict=True)),
+            names,
+            meta["failed"],
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return "simulations" in read_record(path).meta
+    except StoreError:
+        return False
 
 
 def with_arguments(density: Density, arguments: Mapping[str, Array]) -> Density:

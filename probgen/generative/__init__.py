@@ -54,6 +54,7 @@ from probgen.generative.ended import Ended
 from probgen.generative.energy import Energy, GaussianEnergy, LearnedEnergy, NeuralEnergy
 from probgen.generative.energy_model import Compositional, LearnedEnergyModel, NoiseContrast
 from probgen.generative.entropic_transport import EntropicTransport, LearnedPlan
+from probgen.generative.event import Event, EventDenoiser, Happened
 from probgen.generative.exposure_bias import EpsilonScaling, ExposureBias, exposure_bias
 from probgen.generative.family import Family, Now, Solved, Spec, Training
 from probgen.generative.flow import Flow, LearnedFlow
@@ -256,6 +257,8 @@ __all__ = [
     "EpsilonScaling",
     "EulerMaruyama",
     "EulerSteps",
+    "Event",
+    "EventDenoiser",
     "Exactness",
     "ExposureBias",
     "Family",
@@ -281,6 +284,7 @@ __all__ = [
     "GuidanceFree",
     "Guided",
     "GuidedDistillation",
+    "Happened",
     "HardConsistency",
     "Heun",
     "HeunSteps",

@@ -85,7 +85,8 @@ class MixtureNet(eqx.Module):
         given: Of the conditions; ``None`` without.
         slope: ``A``, shape ``(size, features)``.
         offset: ``b``, shape ``(size,)``.
-        root: Inverse of ``W``: a Cholesky factor of the covariance of what is not predicted.
+        root: A Cholesky factor of the covariance of what is not predicted, for draws.
+        whitening: ``W``, its inverse, for densities.
         centres: Centres of the components but for what the network adds.
         body: The network.
     """
@@ -95,6 +96,7 @@ class MixtureNet(eqx.Module):
     slope: Constant
     offset: Constant
     root: Constant
+    whitening: Constant
     centres: Array
     body: MLP
 
@@ -127,12 +129,12 @@ class MixtureNet(eqx.Module):
         """Of a datum, in its own units."""
         dtype = mixture.predicted.dtype
         z, gained = _bent(self.units.inward(x.astype(dtype)).reshape(-1))
-        root = self.root.value.astype(dtype)
-        w = solve_triangular(root, z - mixture.predicted, lower=True)
-        rest = w - mixture.centres
-        rest = jnp.exp(mixture.stretch) * (rest + jnp.einsum("kij,kj->ki", mixture.lower, rest))
+        whitening = self.whitening.value.astype(dtype)
+        rest = whitening @ (z - mixture.predicted) - mixture.centres
+        # Small products, at many points: sums fuse, products of matrices do not.
+        rest = jnp.exp(mixture.stretch) * (rest + jnp.sum(mixture.lower * rest[:, None, :], -1))
         each = mixture.log_shares + mixture.stretch.sum(-1) - 0.5 * jnp.sum(rest**2, -1)
-        constant = 0.5 * self.size * math.log(2 * math.pi) + jnp.sum(jnp.log(jnp.diagonal(root)))
+        constant = 0.5 * self.size * math.log(2 * math.pi) - jnp.sum(jnp.log(jnp.diagonal(whitening)))
         return jax.nn.logsumexp(each) - constant + gained + self.units.log_det()
 
     def draw(self, key: PRNGKey, mixture: Components) -> Array:
@@ -204,6 +206,7 @@ class MixtureDensity(Family):
             Constant(jnp.zeros((size, features), jnp.float32)),
             Constant(jnp.zeros(size, jnp.float32)),
             Constant(jnp.eye(size, dtype=jnp.float32)),
+            Constant(jnp.eye(size, dtype=jnp.float32)),
             centres,
             MLP(key_body, features, outputs, self.width, self.depth, zero=True),
         )
@@ -228,9 +231,11 @@ class MixtureDensity(Family):
         # The components lie apart by as much as they are narrower.
         narrower = 1 - _SPREAD**2 if self.components > 1 else 1.0
         root = math.sqrt(narrower) * jnp.linalg.cholesky(covariance)
-        new = (slope, loc - slope @ centre, root)
+        new = (slope, loc - slope @ centre, root, solve_triangular(root, jnp.eye(net.size), lower=True))
         return eqx.tree_at(
-            lambda n: (n.slope.value, n.offset.value, n.root.value), net, tuple(a.astype(jnp.float32) for a in new)
+            lambda n: (n.slope.value, n.offset.value, n.root.value, n.whitening.value),
+            net,
+            tuple(a.astype(jnp.float32) for a in new),
         )
 
     def loss(self, key: PRNGKey, net: MixtureNet, x: Array, condition: Array | None, now: Now) -> Scalar:
