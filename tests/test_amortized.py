@@ -257,6 +257,24 @@ def test_importance_sampling_corrects_draws_and_evidence(fitted):
     assert all(tree.attrs["correction"].startswith("importance") for tree in trees)
 
 
+@pytest.mark.filterwarnings("error:.*requested dtype")
+def test_particles_correct_in_32_bits(fitted):
+    """Nothing asks for 64-bit numbers that are not there."""
+    with jax.enable_x64(False):
+        method = pg.ImportanceSampling(fitted, always_move=True, correct=pg.SMC(particles=512, kernel=pg.RandomWalk()))
+        tree = pg.infer(pg.Model(gaussian, {"x": OBSERVED}), method, draws=100, chains=1)
+    exact = multivariate_normal(np.zeros(3), 1.49 * np.eye(3)).logpdf(OBSERVED)
+    assert abs(tree.attrs["log_evidence"] - exact) < 0.5
+
+
+def test_a_mixture_may_have_any_scale():
+    """The same draws in other units give the same mixture in those units."""
+    u = jax.random.normal(jax.random.key(0), (300, 2)) @ jnp.array([[1.0, 0.5], [0.0, 0.2]])
+    tiny, one = (fitted_mixture(jax.random.key(1), scale * u, 4) for scale in (1e-6, 1.0))
+    found, expected = tiny.log_prob(1e-6 * u[:20]) + 2 * np.log(1e-6), one.log_prob(u[:20])
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
 def test_a_bridge_ends_at_the_posterior_and_begins_at_the_proposal(fitted):
     model = observing(pg.Model(gaussian, {"x": OBSERVED}), None, jax.random.key(0))[0]
     density = Density(model)

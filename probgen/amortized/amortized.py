@@ -175,10 +175,17 @@ class AmortizedPosterior(Amortized):
         # Where there is no density of the model to compare with, there are no weights.
         comparable = not (self.question.outside or isinstance(density, ImplicitDensity))
         exact = comparable and law.offers.get("log_prob") is Exactness.exact
-        call = (key, law, density, count, exact)
+        key_draw, key_values = jax.random.split(key)
+        # Two programs: observations of any number of rows are one shape to the network.
+        call = (key_draw, law, count, exact)
         (program,), compiling = compile_all([(_draws, call)])
         began = time.perf_counter()
-        u, values, lp, log_q = to_host(program(*call))
+        u, log_q = program(*call)
+        sampling = time.perf_counter() - began
+        call = (key_values, density, u, exact)
+        (program,), more = compile_all([(_valued, call)])
+        began = time.perf_counter()
+        u, log_q, values, lp = to_host((u, log_q, *program(*call)))
         sentence = "Draws from a posterior that was learned from simulations, not from the posterior itself."
         if exact:
             run = weighted_run(density, plan, u, values, lp, lp - log_q, sentence)
@@ -187,19 +194,20 @@ class AmortizedPosterior(Amortized):
             run.attrs = about(sentence)
         run.attrs |= self.judged(law)
         run.groups = self.question.groups
-        run.seconds = {"compile": compiling, "sampling": time.perf_counter() - began}
+        run.seconds = {"compile": compiling + more, "sampling": sampling + time.perf_counter() - began}
         return run
 
 
-def _draws(
-    key: PRNGKey, law: LearnedEncoded, density: Density, count: int, exact: bool
-) -> tuple[Array, Values, Any, Any]:
-    """Draws with their constrained values; with the log densities of target and law where these are cheap."""
-    key_draw, key_values = jax.random.split(key)
-    u = law.sample(key_draw, (count,)).astype(float)
+def _draws(key: PRNGKey, law: LearnedEncoded, count: int, exact: bool) -> tuple[Array, Any]:
+    """Draws, with their log densities where these are exact."""
+    u = law.sample(key, (count,)).astype(float)
+    return u, law.log_prob(u) if exact else np.nan
+
+
+def _valued(key: PRNGKey, density: Density, u: Array, exact: bool) -> tuple[Values, Any]:
+    """Constrained values of draws, with the log density of the target where there is something to compare it with."""
     if exact:
-        lp, values = evaluate(key_values, density, u)
-        return u, values, lp, law.log_prob(u)
-    keys = jax.random.split(key_values, count)
-    values = jax.lax.map(lambda one: density.values(*one), (keys, u), batch_size=_BATCH)
-    return u, values, np.nan, np.nan
+        lp, values = evaluate(key, density, u)
+        return values, lp
+    keys = jax.random.split(key, len(u))
+    return jax.lax.map(lambda one: density.values(*one), (keys, u), batch_size=_BATCH), np.nan

@@ -88,7 +88,12 @@ def fitted_mixture(key: PRNGKey, u: Array, components: int) -> Mixture:
         components: Number of components, beside the broad one.
     """
     n, dim = u.shape
-    loc, root = u.mean(0), jnp.linalg.cholesky(jnp.atleast_2d(jnp.cov(u.T)) + 1e-10 * jnp.eye(dim))
+    loc = u.mean(0)
+    scale = jnp.where(u.std(0) > 0, u.std(0), 1.0)
+    standard = (u - loc) / scale
+    # The ridge is one of correlations: parameters may have any scale.
+    ridge = 1e-10 if u.dtype == jnp.float64 else 1e-6
+    root = scale[:, None] * jnp.linalg.cholesky(standard.T @ standard / n + ridge * jnp.eye(dim))
     x = jax.scipy.linalg.solve_triangular(root, (u - loc).T, lower=True).T
     floor = 1e-5 * jnp.eye(dim)
 

@@ -234,7 +234,8 @@ class _Programs:
 
     def __init__(self, key: PRNGKey, fk: FeynmanKac, settings: Settings, size: int) -> None:
         self.key, self.fk, self.settings, self.size = key, fk, settings, size
-        number, step = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), np.int32)
+        whole = jax.dtypes.canonicalize_dtype(int)
+        number, step = jax.ShapeDtypeStruct((), whole), jax.ShapeDtypeStruct((), np.int32)
         programs, self.compiling = compile_all(
             [
                 (start_run, (key, number, fk, settings)),
