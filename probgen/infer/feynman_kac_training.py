@@ -194,7 +194,7 @@ class FeynmanKacTraining(Method):
                     f"boundary. Start it inside."
                 )
         block = min(self.window, self.steps)
-        index, rate = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), float)
+        index, rate = jax.ShapeDtypeStruct((), jnp.result_type(int)), jax.ShapeDtypeStruct((), jnp.result_type(float))
         programs, compiling = compile_all(
             [
                 (begin_training, (key_begin, density, self, first)),

@@ -91,7 +91,7 @@ class NestedSampling(Method):
         delete = max(1, round(_SHARE * self.particles))
         moves = self.moves or max(5, 2 * density.dim)
         counts = (plan.chains, self.particles, moves, delete, self.most_steps)
-        number = jax.ShapeDtypeStruct((), int)
+        number = jax.ShapeDtypeStruct((), jnp.result_type(int))
         programs, compiling = compile_all(
             [
                 (_begin, (key_begin, density, *counts)),

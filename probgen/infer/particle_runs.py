@@ -234,8 +234,7 @@ class _Programs:
 
     def __init__(self, key: PRNGKey, fk: FeynmanKac, settings: Settings, size: int) -> None:
         self.key, self.fk, self.settings, self.size = key, fk, settings, size
-        whole = jax.dtypes.canonicalize_dtype(int)
-        number, step = jax.ShapeDtypeStruct((), whole), jax.ShapeDtypeStruct((), np.int32)
+        number, step = jax.ShapeDtypeStruct((), jnp.result_type(int)), jax.ShapeDtypeStruct((), np.int32)
         programs, self.compiling = compile_all(
             [
                 (start_run, (key, number, fk, settings)),

@@ -210,7 +210,7 @@ class SVGD(Method):
         check_plan(self, plan)
         key_frame, key_begin, key_read = jax.random.split(key, 3)
         start = (density.dim, self.particles, self.learning_rate)
-        rate, steps = jax.ShapeDtypeStruct((), float), jax.ShapeDtypeStruct((), int)
+        rate, steps = jax.ShapeDtypeStruct((), jnp.result_type(float)), jax.ShapeDtypeStruct((), jnp.result_type(int))
         programs, compiling = compile_all(
             [
                 (find_frame, (key, density)),

@@ -324,7 +324,7 @@ class SteinVI(Method):
         block = min(self.window, self.steps)
         start = (self.guide, self.components, self.learning_rate, density)
         moving = (self.guide, self.samples, self.learning_rate, density)
-        index, rate = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), float)
+        index, rate = jax.ShapeDtypeStruct((), jnp.result_type(int)), jax.ShapeDtypeStruct((), jnp.result_type(float))
         programs, compiling = compile_all(
             [
                 (begin_mixture, (key, *start)),

@@ -327,10 +327,10 @@ class SVI(Method):
             check_guide(guide, density)
         minibatched(density)  # refuses latent sites in mini-batches
         block = min(self.window, self.steps)
-        flat = jax.ShapeDtypeStruct((density.dim,), float)
+        flat = jax.ShapeDtypeStruct((density.dim,), jnp.result_type(float))
         frame = Frame(flat, flat, jax.ShapeDtypeStruct((), bool))  # pyright: ignore[reportArgumentType]
         problem = Problem(guide, self.objective, self.optimizer, self.learning_rate, density, frame)
-        index, rate = jax.ShapeDtypeStruct((), int), jax.ShapeDtypeStruct((), float)
+        index, rate = jax.ShapeDtypeStruct((), jnp.result_type(int)), jax.ShapeDtypeStruct((), jnp.result_type(float))
         calls: list[Any] = [
             (begin_fit, (keys[1], problem)),
             (fit_steps, lambda shapes: (keys[2], problem, shapes[0], index, rate, block)),
