@@ -216,11 +216,26 @@ def vae():
         )
 
 
+def sbi():
+    yield "| task | learned | observations | C2ST | wanted | corrected | wanted | training, CPU s | Pareto k-hat |"
+    yield "| --- | --- | --: | --: | --: | --: | --: | --: | --: |"
+    for row in read("sbi")["rows"]:
+        learned = row["estimator"].split("estimator=")[1].split(", ")[0]
+        found, corrected = row["amortized_c2st"], row["corrected_c2st"]
+        worst = max(note["pareto_k"] for note in row["corrections"])
+        target = "" if row["target"] is None else f"{row['target']:.2f}"
+        yield (
+            f"| {row['task']} | {learned} | {len(found)} | {statistics.mean(found):.3f} | {target} | {statistics.mean(corrected):.3f} | 0.52 "
+            f"| {row['training_cpu_seconds']:.0f} | {worst:.2f} at most |"
+        )
+
+
 TABLES = {
     "flow-matching": flow_matching,
     "flows": flows,
     "discrete": discrete,
     "vae": vae,
+    "sbi": sbi,
     "refit": refit,
     "nuts-overhead": nuts_overhead,
     "posteriordb": posteriordb,
