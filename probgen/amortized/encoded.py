@@ -88,6 +88,17 @@ class EncodedNet(eqx.Module):
     inner: Any
 
 
+@eqx.filter_jit
+def _adapted(
+    key: PRNGKey, encoder: ObservationEncoder, net: EncodedNet, x: Array, condition: Array
+) -> tuple[EncoderNet, Prediction, Array, Array]:
+    """Encoder and prediction in the units of the simulations; the residuals and embeddings of these."""
+    reader = encoder.referenced(key, net.encoder.adapted(condition), condition)
+    numbers = jax.vmap(reader.numbers)(condition)
+    prediction = net.prediction.adapted(x, numbers)
+    return reader, prediction, jax.vmap(prediction.inward)(x, numbers), jax.vmap(reader)(condition)
+
+
 class Encoded(Family):
     """A family of parameters given observations.
 
@@ -116,12 +127,8 @@ class Encoded(Family):
     def adapt(self, key: PRNGKey, net: EncodedNet, x: Array, condition: Array | None) -> EncodedNet:
         assert condition is not None
         key_reference, key_inner = jax.random.split(key)
-        encoder = self.encoder.referenced(key_reference, net.encoder.adapted(condition), condition)
-        numbers = jax.vmap(encoder.numbers)(condition)
-        prediction = net.prediction.adapted(x, numbers)
-        rest = jax.vmap(prediction.inward)(x, numbers)
-        inner = self.family.adapt(key_inner, net.inner, rest, jax.vmap(encoder)(condition))
-        return EncodedNet(encoder, prediction, inner)
+        encoder, prediction, rest, embedded = _adapted(key_reference, self.encoder, net, x, condition)
+        return EncodedNet(encoder, prediction, self.family.adapt(key_inner, net.inner, rest, embedded))
 
     def loss(self, key: PRNGKey, net: EncodedNet, x: Array, condition: Array | None, now: Now) -> Scalar:
         assert condition is not None
