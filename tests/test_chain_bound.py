@@ -35,7 +35,8 @@ def test_two_steps_agree_with_quadrature():
     """E_q log p(x_2) p(x_1 | x_2) p(x | x_1) / q(x_2, x_1 | x), straight from the definition."""
     denoiser = GaussianMixture([0.4, 0.6], [[-1.0], [0.8]], np.array([[[0.1]], [[0.3]]]), VP(start=0.2))
     path, x = denoiser.path, np.array([0.3])
-    times = jnp.array([path.end, 0.5, path.start])
+    # The middle lies near the data end, where the spreads of the two chains differ most.
+    times = jnp.array([path.end, 0.25, path.start])
     (a0, s0), (a1, s1), (a2, s2) = (map(float, path(t)) for t in times[::-1])
     z, w = np.polynomial.hermite_e.hermegauss(60)
     w = w / w.sum()
@@ -52,7 +53,7 @@ def test_two_steps_agree_with_quadrature():
     end = np.asarray(jax.vmap(lambda x: denoiser.log_noise(x[None]))(x2.reshape(-1))).reshape(x2.shape)
     ratio = end + normal(x1[:, None], *step(x2, times[0], times[1])) + normal(x[0], *step(x1, *times[1:]))[:, None]
     ratio -= normal(x1, a1 / a0 * x[0], v1)[:, None] + normal(x2, r * x1[:, None], v21)
-    assert_mean(totals(denoiser, x, times, 40 * 500), w @ ratio @ w, detects=0.15)
+    assert_mean(totals(denoiser, x, times, 40 * 500), w @ ratio @ w, detects=0.1)
 
 
 def test_it_bounds_the_law_of_the_ancestral_sampler():
