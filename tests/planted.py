@@ -1205,10 +1205,10 @@ PATHS = (
 
 LIKELIHOODS = (
     Mutant(
-        "evolution_starts_from_the_bank",
+        "evolution_steps_from_the_centre",
         "kernels/moves.py",
         "step = gamma * (tuning.bank[first] - tuning.bank[second])",
-        "step = gamma * (tuning.bank[first] - point.u)",
+        "step = gamma * (tuning.bank[first] - tuning.bank.mean(0))",
         "a differential-evolution proposal is not symmetric, and its acceptance says nothing of that",
         ("tests/test_differential_evolution.py::test_a_move_leaves_both_modes_as_they_are",),
     ),

@@ -70,13 +70,16 @@ class PosteriorEstimator(Estimator):
         """How it is trained if nothing else is said."""
         return Training(steps=10_000, learning_rate=1e-3, batch=256, weight_decay=1e-2)
 
+    def learned(self, task: Task) -> Encoded:
+        """What is fitted to the simulations of a task."""
+        return Encoded(self.family, ObservationEncoder(task.question, self.encoder_width, self.encoder_depth))
+
     def fit(self, key: jax.Array, task: Task, *, store: Any = None, progress: bool = False) -> Amortized:
         """See ``Estimator.fit``."""
         from probgen.amortized.amortized import AmortizedPosterior
 
-        encoder = ObservationEncoder(task.question, self.encoder_width, self.encoder_depth)
         law = fit(
-            Encoded(self.family, encoder),
+            self.learned(task),
             task.simulations.u,
             task.packed,
             training=self.training or self.usual_training,

@@ -55,11 +55,11 @@ class ImportanceSampling(Method):
         always_move: Whether to do so even where they can.
     """
 
-    backend: str = eqx.field(static=True, default="")
-    proposal: Amortized = eqx.field(default=None)  # pyright: ignore[reportAssignmentType]
-    pool: int = eqx.field(static=True, default=4)
-    correct: SMC | None = eqx.field(static=True, default=None)
-    always_move: bool = eqx.field(static=True, default=False)
+    backend: str = eqx.field(static=True)
+    proposal: Amortized
+    pool: int = eqx.field(static=True)
+    correct: SMC | None = eqx.field(static=True)
+    always_move: bool = eqx.field(static=True)
 
     name: ClassVar = "importance"
     summary: ClassVar = "An amortized posterior corrected by the model's density; evidence"

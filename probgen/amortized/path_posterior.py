@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from probgen.amortized.amortized import Amortized, AmortizedPosterior
 from probgen.amortized.encoded import Encoded, EncodedNet, LearnedEncoded
 from probgen.amortized.encoder import EncoderNet, ObservationEncoder, Units
 from probgen.amortized.estimator import PosteriorEstimator
@@ -42,7 +41,6 @@ from probgen.generative.flow import Flow, standard_normal
 from probgen.generative.learned import Exactness
 from probgen.generative.scalar_transform import Affine, Spline
 from probgen.generative.standardisation import Standardisation
-from probgen.generative.training import fit
 from probgen.nets.constant import Constant
 from probgen.nets.mlp import MLP
 
@@ -397,8 +395,8 @@ class PathPosterior(PosteriorEstimator):
     def family(self) -> Family:
         return Flow(count=self.count, width=64, depth=2)
 
-    def fit(self, key: jax.Array, task: Task, *, store: Any = None, progress: bool = False) -> Amortized:
-        """See ``Estimator.fit``.
+    def learned(self, task: Task) -> PathLaw:
+        """See ``PosteriorEstimator.learned``.
 
         Raises:
             MethodError: If the program has no ``scan`` with continuous states and observations alone, all of one length.
@@ -416,26 +414,16 @@ class PathPosterior(PosteriorEstimator):
             raise MethodError(
                 f"the program has no continuous state in its scan over {steps} steps. Use pg.NPE() for its parameters."
             )
-        law = fit(
-            PathLaw(
-                self.family,
-                ObservationEncoder(task.question, self.encoder_width, self.encoder_depth),
-                blocks,
-                steps,
-                self.window,
-                self.lags,
-                self.width,
-                self.depth,
-            ),
-            task.simulations.u,
-            task.packed,
-            training=self.training or self.usual_training,
-            seed=key,
-            store=store,
-            progress=progress,
+        return PathLaw(
+            self.family,
+            ObservationEncoder(task.question, self.encoder_width, self.encoder_depth),
+            blocks,
+            steps,
+            self.window,
+            self.lags,
+            self.width,
+            self.depth,
         )
-        assert isinstance(law, LearnedPath)
-        return AmortizedPosterior(law=law)
 
 
 def _steps(reading: Reading) -> int:

@@ -32,7 +32,7 @@ from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.feynman_kac.smc import Settings, smc
-from probgen.feynman_kac.twisted import Denoising, Sight, Twist, Twisted
+from probgen.feynman_kac.twisted import Denoising, SecondOrder, Sight, Twisted
 from probgen.generative.denoised_distribution import DenoisedDistribution
 from probgen.generative.denoiser import Denoiser
 from probgen.generative.path import Path, Time, even_log_snr
@@ -116,24 +116,15 @@ class EventDenoiser(Denoiser):
         return (foreseen.mean + foreseen.shift).astype(x.dtype)
 
 
-class _EventTwist(Twist):
-    """The probability of the event as twist, and the data given the event as Gaussian proposal."""
+class _EventTwist(SecondOrder):
+    """The probability of the event as twist, and the data given the event as Gaussian proposal, which is drawn from as that
+    of ``SecondOrder``."""
 
     def look(self, denoiser: Denoising, log_likelihood: Callable[[Array], Scalar], x: Array, t: Array) -> Sight:
         """See ``Twist.look``."""
         assert isinstance(log_likelihood, _Indicator)
         foreseen = foresee(denoiser, log_likelihood.statistic, x, t)
         return Sight(foreseen.log_probability, foreseen.mean, (foreseen.covariance, foreseen.shift, foreseen.given))
-
-    def move(self, key: PRNGKey, sight: Sight, x: Array, a: Array, b: Array, v: Array) -> tuple[Array, Scalar]:
-        """See ``Twist.move``."""
-        covariance, shift, given = sight.more
-        z = jax.random.normal(key, (x.size,), x.dtype)
-        root, root_given = (jnp.linalg.cholesky(v * jnp.eye(x.size) + b**2 * c) for c in (covariance, given))
-        off = b * shift.reshape(-1) + root_given @ z
-        away = jax.scipy.linalg.solve_triangular(root, off, lower=True)
-        log_ratio = 0.5 * (z @ z - away @ away) + jnp.sum(jnp.log(jnp.diag(root_given)) - jnp.log(jnp.diag(root)))
-        return a * x + b * sight.mean + off.reshape(x.shape), log_ratio
 
 
 class _Indicator(eqx.Module):

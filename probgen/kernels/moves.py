@@ -154,15 +154,16 @@ def _chosen(key_noise: Array, log_ratio: Scalar, new: Any, old: Any) -> tuple[An
     return chosen, jnp.exp(jnp.minimum(log_ratio, 0.0))
 
 
-class RandomStep(Move):
-    """Random walk with the covariance of the cloud."""
+class _Walk(Move):
+    """Metropolis steps with a symmetric proposal. A subclass says where they lead."""
 
-    target_accept: float = eqx.field(static=True, default=0.234)
     order: ClassVar = 1
+    spare: ClassVar[int] = 0
+    """Normal numbers that a step takes beside one per coordinate."""
 
-    def first_scale(self, dim: int) -> float:
-        """See ``Move.first_scale``."""
-        return 2.38 / np.sqrt(dim)
+    @abc.abstractmethod
+    def step(self, noise: Array, tuning: Tuning) -> Position:
+        """A step, of standard normal noise, shape ``(dim + spare,)``."""
 
     def first_moves(self, dim: int) -> int:
         """See ``Move.first_moves``."""
@@ -181,13 +182,27 @@ class RandomStep(Move):
     ) -> tuple[tuple[Point, Scalar], Scalar]:
         """See ``Move.__call__``."""
         point, level = state
-        noise = jax.random.normal(key, (point.u.shape[0] + 1,), point.u.dtype)
-        new = target.evaluate(point.u + tuning.scale * tuning.push(noise[:-1]))
+        noise = jax.random.normal(key, (point.u.shape[0] + self.spare + 1,), point.u.dtype)
+        new = target.evaluate(point.u + self.step(noise[:-1], tuning))
         new_level = target.level(new)
         return _chosen(noise[-1], new_level - level, (new, new_level), state)
 
 
-class DifferentialEvolution(Move):
+class RandomStep(_Walk):
+    """Random walk with the covariance of the cloud."""
+
+    target_accept: float = eqx.field(static=True, default=0.234)
+
+    def first_scale(self, dim: int) -> float:
+        """See ``Move.first_scale``."""
+        return 2.38 / np.sqrt(dim)
+
+    def step(self, noise: Array, tuning: Tuning) -> Position:
+        """See ``_Walk.step``."""
+        return tuning.scale * tuning.push(noise)
+
+
+class DifferentialEvolution(_Walk):
     """Differential evolution: steps along the difference of two members of the cloud (ter Braak 2006).
 
     For posteriors of a few coordinates, up to ten or so, with several modes or a bent shape; no gradient.
@@ -199,8 +214,8 @@ class DifferentialEvolution(Move):
 
     target_accept: float = eqx.field(static=True, default=0.234)
     jumps: float = eqx.field(static=True, default=0.15)
-    order: ClassVar = 1
     bank: ClassVar = 1024
+    spare: ClassVar = 3
 
     def check(self) -> None:
         """Raise ``MethodError`` for settings that make no sense."""
@@ -212,34 +227,17 @@ class DifferentialEvolution(Move):
         """See ``Move.first_scale``."""
         return 2.38 / np.sqrt(2 * dim)
 
-    def first_moves(self, dim: int) -> int:
-        """See ``Move.first_moves``."""
-        return 4 * dim + 4
-
-    def begin(self, target: Target, point: Point) -> tuple[Point, Scalar]:
-        """See ``Move.begin``."""
-        return point, target.level(point)
-
-    def point(self, state: tuple[Point, Scalar]) -> Point:
-        """See ``Move.point``."""
-        return state[0]
-
-    def __call__(
-        self, key: PRNGKey, target: Target, state: tuple[Point, Scalar], tuning: Tuning
-    ) -> tuple[tuple[Point, Scalar], Scalar]:
-        """See ``Move.__call__``."""
+    def step(self, noise: Array, tuning: Tuning) -> Position:
+        """See ``_Walk.step``."""
         assert tuning.bank is not None
-        (point, level), count = state, tuning.bank.shape[0]
-        noise = jax.random.normal(key, (point.u.shape[0] + 4,), point.u.dtype)
-        first, apart, jump = ndtr(noise[-4:-1])
+        count = tuning.bank.shape[0]
+        first, apart, jump = ndtr(noise[-3:])
         first = jnp.minimum((count * first).astype(int), count - 1)
         second = (first + 1 + jnp.minimum(((count - 1) * apart).astype(int), count - 2)) % count
         gamma = jnp.where(jump < self.jumps, 1.0, tuning.scale)
         # The noise lets the chain reach what lies between the differences.
-        step = gamma * (tuning.bank[first] - tuning.bank[second]) + _JITTER * tuning.scale * tuning.push(noise[:-4])
-        new = target.evaluate(point.u + step)
-        new_level = target.level(new)
-        return _chosen(noise[-1], new_level - level, (new, new_level), state)
+        step = gamma * (tuning.bank[first] - tuning.bank[second])
+        return step + _JITTER * tuning.scale * tuning.push(noise[:-3])
 
 
 class _Sloped(NamedTuple):
