@@ -1,4 +1,4 @@
-"""How close amortized posteriors come to the reference posteriors of eight benchmark tasks.
+"""How close amortized posteriors come to the reference posteriors of the tasks of sbibm.
 
     python benchmarks/sbi.py --references FOLDER [--tasks two_moons ...] [--simulations 10000] [--quick]
     python benchmarks/sbi.py --references FOLDER --peer --peer-python VENV/bin/python
@@ -7,6 +7,11 @@ FOLDER is the unzipped wheel of sbibm (``pip download --no-deps sbibm``). For ea
 simulations of its program (``models/TASK``), and asked for 10 000 draws given each of the ten observations; then the
 same is corrected by the density of the program. The measure is that of sbibm (Lueckmann et al. 2021): the accuracy of a
 classifier that tells the draws from the 10 000 of the reference, 0.5 if it cannot, averaged over the observations.
+Results are kept by task and observation: a run with other ``--observations`` adds to them.
+
+What is learned follows one rule: the likelihood (``pg.NLE``) where a datum that is independent of others is at most two
+numbers, elsewhere the posterior (``pg.FlowMatching``). The posterior of a learned likelihood is sampled by sequential Monte
+Carlo, in more than five dimensions by NUTS.
 
 Training is the processor time of ``pg.amortize`` in this process, simulations and compilation included; sampling the
 wall time of ``pg.infer`` for 10 000 draws, the median over the observations after the first, which compiles. With
@@ -16,9 +21,12 @@ thread) on as many simulations of the same programs, in a process of its own wit
 
 import argparse
 import bz2
+import dataclasses
 import json
 import math
 import multiprocessing
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,6 +45,7 @@ TARGETS = {
     "gaussian_linear_uniform": None,
     "gaussian_mixture": 0.53,
     "bernoulli_glm": 0.60,
+    "bernoulli_glm_raw": 0.60,
     "slcp": 0.66,
     "sir": None,
     "lotka_volterra": None,
@@ -61,15 +70,22 @@ def train(task, model, simulations, seed, steps):
     if steps is not None:
         from probgen.generative import Training
 
-        method = type(method)(training=Training(steps=steps))
+        method = dataclasses.replace(method, training=Training(steps=steps))
     return pg.amortize(model, observed=["x"], method=method, simulations=simulations, seed=seed, progress=False)
 
 
 def estimator(task):
-    """What is trained on a task: a likelihood where rows are few numbers, else the default."""
+    """What is trained on a task, by the rule above."""
     import probgen as pg
 
+    if task == "bernoulli_glm_raw":
+        return pg.NLE(sampler=pg.NUTS())
     return pg.NLE() if task in ("two_moons", "gaussian_mixture", "slcp") else pg.FlowMatching()
+
+
+def chains_of(task):
+    """How many chains the draws come from: four, which run side by side, where a Markov chain makes them."""
+    return 4 if task == "bernoulli_glm_raw" else 1
 
 
 def correct(amortized, draws):
@@ -100,19 +116,19 @@ def model_of(task, x=None):
 
 def recorded(references, task, number):
     """An observation, and the draws of its posterior, shape ``(draws, dim)``."""
-    folder = references / "sbibm" / "tasks" / task / "files" / f"num_observation_{number}"
-    x = np.loadtxt(folder / "observation.csv", delimiter=",", skiprows=1).reshape(program_of(task)[2])
+    folder = references / "sbibm" / "tasks" / task.removesuffix("_raw") / "files" / f"num_observation_{number}"
+    name = "observation_raw.csv" if task.endswith("_raw") else "observation.csv"
+    x = np.loadtxt(folder / name, delimiter=",", skiprows=1).reshape(program_of(task)[2])
     with bz2.open(folder / "reference_posterior_samples.csv.bz2", "rt") as file:
         draws = np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2)
-    return (x.astype(int) if task == "sir" else x), draws
+    return (x.astype(int) if task in ("sir", "bernoulli_glm_raw") else x), draws
 
 
 def matrix(model, tree):
     """The draws of a run, shape ``(draws, dim)``, in the order of the sites."""
     names = [site.name for site in model.sites if site.latent]
-    return np.concatenate(
-        [np.reshape(tree["posterior"][n].values, (tree["posterior"].sizes["draw"], -1)) for n in names], 1
-    )
+    values = [tree["posterior"][name].values for name in names]
+    return np.concatenate([v.reshape(v.shape[0] * v.shape[1], -1) for v in values], 1)
 
 
 def accuracy(pair):
@@ -142,7 +158,9 @@ def run_task(task, args, pool):
             if method is None:
                 continue
             start = time.perf_counter()
-            tree = pg.infer(model, method, draws=args.draws, chains=1, seed=args.seed + number, progress=False)
+            chains = chains_of(task)
+            draws = args.draws // chains
+            tree = pg.infer(model, method, draws=draws, chains=chains, seed=args.seed + number, progress=False)
             seconds[kind].append(time.perf_counter() - start)
             jobs[kind].append(pool.submit(accuracy, (reference[: args.draws], matrix(model, tree))))
             if kind == "corrected":
@@ -151,6 +169,7 @@ def run_task(task, args, pool):
         found = [job.result() for job in jobs[kind]]
         if found:
             row |= {f"{kind}_c2st": found, f"{kind}_seconds": median(seconds[kind][1:] or seconds[kind])}
+    row["observations"] = args.observations
     row["corrections"] = notes
     row["target"] = TARGETS[task]
     return row
@@ -176,9 +195,11 @@ def run_peer(task, args, pool):
         observations = np.stack([np.ravel(x) for x, _ in references.values()]).astype(np.float32)
         np.savez(asked, theta=theta, x=x, observations=observations)
         # -P: the folder of this file, which has the name of the package, stays out of the path.
-        command = [args.peer_python, "-P", str(ROOT / "benchmarks" / "sbi_peer.py"), str(asked), str(answered)]
+        python = os.path.abspath(shutil.which(args.peer_python) or args.peer_python)
+        command = [python, "-P", str(ROOT / "benchmarks" / "sbi_peer.py"), str(asked), str(answered)]
         command += [str(PEER_TASKS[task]), str(args.draws), str(args.seed), str(20 if args.quick else 0)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # sbi writes logs of its training into the folder that it runs in.
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no output"])[-1][:200]
             return {"task": task, "failed": f"{args.peer_python} could not run sbi: {reason}"}
@@ -190,6 +211,7 @@ def run_peer(task, args, pool):
         "task": task,
         **versions,
         **{name: float(value) for name, value in found.items()},
+        "observations": args.observations,
         "amortized_c2st": [job.result() for job in jobs],
     }
 
@@ -235,10 +257,32 @@ def mark(value, target):
 
 
 def keep(kind, row):
-    """Put a row into the results; those of other tasks stay."""
+    """Put a row into the results; those of other tasks stay, and so do other observations of the same training."""
     found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": [], "peers": []}
-    found[kind] = [*(old for old in found[kind] if old["task"] != row["task"]), row]
+    for old in found[kind]:
+        if old["task"] == row["task"]:
+            row = together(old, row)
+    rows = [*(old for old in found[kind] if old["task"] != row["task"]), row]
+    found[kind] = sorted(rows, key=lambda row: list(TARGETS).index(row["task"]))
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def together(old, new):
+    """Two rows of one task as one, if the same was trained: the new one counts where both have an observation."""
+    if any(old.get(name) != new.get(name) for name in ("estimator", "simulations", "seed", "sbi")):
+        return new
+    lists = [name for name in ("amortized_c2st", "corrected_c2st", "corrections") if new.get(name)]
+    if any(name not in old for name in lists):
+        return new
+    each = {}
+    for row in (old, new):
+        each |= dict(zip(row["observations"], zip(*(row[name] for name in lists), strict=True), strict=True))
+    numbers = sorted(each)
+    return {
+        **new,
+        "observations": numbers,
+        **{name: [each[number][i] for number in numbers] for i, name in enumerate(lists)},
+    }
 
 
 def main():

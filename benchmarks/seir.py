@@ -43,7 +43,7 @@ def estimator(method, steps):
     training = pg.generative.Training(steps=steps, batch=256, learning_rate=2e-3)
     if method == "npe":
         return pg.NPE(count=4, encoder_width=32, training=training)
-    return pg.FlowMatching(width=128, depth=3, encoder_width=32, training=training)
+    return pg.FlowMatching(width=96, depth=2, encoder_width=32, training=training)
 
 
 def train(seir, method, simulations, seed, steps):

@@ -230,12 +230,31 @@ def sbi():
         )
 
 
+def sbi_peer():
+    results = read("sbi")
+    rows = {row["task"]: row for row in results["rows"]}
+    yield "| task | observations | C2ST, probgen | C2ST, sbi | training, CPU s, probgen | training, CPU s, sbi | ratio |"
+    yield "| --- | --: | --: | --: | --: | --: | --: |"
+    for peer in results["peers"]:
+        row = rows[peer["task"]]
+        ours = dict(zip(row["observations"], row["amortized_c2st"], strict=True))
+        both = [number for number in peer["observations"] if number in ours]
+        theirs = dict(zip(peer["observations"], peer["amortized_c2st"], strict=True))
+        means = [statistics.mean(found[number] for number in both) for found in (ours, theirs)]
+        seconds = row["training_cpu_seconds"], peer["training_cpu_seconds"]
+        yield (
+            f"| {peer['task']} | {len(both)} | {means[0]:.3f} | {means[1]:.3f} | {seconds[0]:.0f} | {seconds[1]:.0f} "
+            f"| {seconds[1] / seconds[0]:.1f} |"
+        )
+
+
 TABLES = {
     "flow-matching": flow_matching,
     "flows": flows,
     "discrete": discrete,
     "vae": vae,
     "sbi": sbi,
+    "sbi-peer": sbi_peer,
     "refit": refit,
     "nuts-overhead": nuts_overhead,
     "posteriordb": posteriordb,

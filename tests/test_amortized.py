@@ -235,6 +235,7 @@ def test_a_saved_posterior_gives_the_same_draws(fitted, tmp_path):
     model = pg.Model(gaussian, {"x": OBSERVED})
     again = pg.amortized.load(tmp_path / "posterior")
     assert repr(again) == repr(fitted)
+    assert "estimator=NPE," in repr(fitted)
     trees = [pg.infer(model, method, draws=20, chains=1, seed=5) for method in (fitted, again)]
     np.testing.assert_array_equal(trees[0].posterior.theta, trees[1].posterior.theta)
     other = pg.generative.fit(pg.generative.Flow(count=1, width=8), np.eye(3), training=ONE_STEP)

@@ -10,7 +10,7 @@ import pytest
 from numpyro.contrib.control_flow import scan
 
 import probgen as pg
-from probgen.amortized.joint import _charts, _floating
+from probgen.amortized.site_charts import charts_of, floating
 from probgen.amortized.token_attention import FromGraph, SiteTokens
 from probgen.program.density import Density
 
@@ -148,9 +148,9 @@ def nested(y=None):
 
 def test_sites_whose_coordinates_depend_on_others_are_known():
     density = Density(pg.Model(nested, {"y": 0.3}))
-    charts = _charts(density.model, ("y",))
+    charts = charts_of(density.model, ("y",))
     u, y = np.random.default_rng(0).normal(size=(2, 20, 2))
-    assert _floating(density, charts, u, {"y": y[:, 0]}) == {"part"}
+    assert floating(density, charts, u, {"y": y[:, 0]}) == {"part"}
 
 
 @pytest.mark.parametrize(
@@ -175,6 +175,72 @@ def test_clear_errors():
         pg.amortize(pg.Model(apart), ["y", "w", "n"], pg.Joint(width=10, heads=4, training=ONE_STEP), 64)
     with pytest.raises(pg.MethodError, match="attention"):
         pg.amortize(pg.Model(apart), ["y", "w", "n"], pg.Joint(attention="full"), 64)
+
+
+def test_what_does_not_vary_as_sites_do_is_refused():
+    def design(key):
+        return {"t": jax.random.normal(key, (3,))}
+
+    def program(t, y=None):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        with numpyro.plate("row", 3):
+            numpyro.sample("y", dist.Normal(a * t, 1.0), obs=y)
+
+    model = pg.Model(program, {"t": np.arange(3.0)})
+    with pytest.raises(pg.MethodError, match=r"none for arguments such as 't'.*observed="):
+        pg.amortize(model, ["y"], pg.Joint(training=ONE_STEP), 64, design=design, progress=False)
+    with pytest.raises(pg.MethodError, match="rows that are not there are NaN"):
+        pg.amortize(model, ["y"], pg.Joint(training=ONE_STEP), 64, fewest={"row": 1}, progress=False)
+
+
+# -- a simulator outside of the program ----------------------------------------------------------------------------------
+
+
+def prior():
+    a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    numpyro.sample("b", dist.LogNormal(a, 0.5))
+
+
+def simulator(sites, rng):
+    return {"x": sites["a"] + 0.5 * rng.normal(size=2)}
+
+
+def joint_with_simulator(training, count):
+    method = pg.Joint(width=16, depth=2, heads=2, steps=10, training=training)
+    return pg.amortize(pg.Model(prior), method=method, simulations=count, simulator=simulator, seed=0, progress=False)
+
+
+def test_a_simulator_may_draw_the_data(tmp_path):
+    it = joint_with_simulator(ONE_STEP, 64)
+    # Nothing says what the simulator looks at.
+    assert np.asarray(it.law.family.seen).all()
+    model = pg.Model(prior)
+    tree = pg.infer(model, it.condition(x=[0.3, 0.1]), draws=4, chains=1, seed=0, progress=False)
+    assert set(tree.posterior.data_vars) == {"a", "b"}
+    assert (tree.posterior["b"] > 0).all()
+    np.testing.assert_allclose(tree["observed_data"]["x"], [0.3, 0.1], rtol=1e-6)
+    drawn = it.conditional(0, model, {"x": [0.3, np.nan], "b": 0.7}, draws=20)
+    assert set(drawn) == {"a", "x"}
+    np.testing.assert_allclose(drawn["x"][:, 0], 0.3, rtol=1e-6)
+    assert np.ptp(drawn["x"][:, 1]) > 1e-2
+    with pytest.raises(pg.MethodError, match=r"amortized\.condition\(x=\.\.\.\)"):
+        pg.infer(model, it, draws=4, chains=1, seed=0)
+    it.condition(x=[0.3, 0.1]).save(tmp_path / "it")
+    again = pg.infer(model, pg.amortized.load(tmp_path / "it"), draws=4, chains=1, seed=0, progress=False)
+    np.testing.assert_array_equal(again.posterior["a"], tree.posterior["a"])
+
+
+@pytest.mark.slow
+def test_the_posterior_and_likelihood_of_a_simulator():
+    it = joint_with_simulator(pg.generative.Training(steps=4000, batch=128, learning_rate=3e-3, block=500), 10_000)
+    model = pg.Model(prior)
+    # a | x is N(mean(x) / (1 + 0.25 / 2), 0.125 / 1.125); x | a is N(a, 0.25).
+    a = it.conditional(0, model, {"x": [1.2, 0.6]}, draws=4000)["a"]
+    x = it.conditional(1, model, {"a": -0.5}, draws=4000)["x"]
+    for draws, mean, sd in ((a, 0.8, (0.125 / 1.125) ** 0.5), (x[:, 0], -0.5, 0.5), (x[:, 1], -0.5, 0.5)):
+        # As for programs: a tenth of an sd, and Monte Carlo.
+        assert abs(draws.mean() - mean) / sd < 0.1 + 3 * 0.016
+        assert abs(draws.std() / sd - 1) < 0.1 + 3 * 0.012
 
 
 # -- what is learned ---------------------------------------------------------------------------------------------------

@@ -62,6 +62,9 @@ def test_small_references_say_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert judged(2 / 136, reference.count) == {"observation_p": 2 / 136}
+        judged(7 * far, reference.count, rows=7)  # one of seven usual rows is as far off as this in 5 % of all cases
+    with pytest.warns(pg.ProbgenWarning, match="outside the simulations"):
+        judged(3 * far, reference.count, rows=3)
 
 
 def test_references_of_very_many_numbers_stay_small():

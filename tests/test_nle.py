@@ -50,7 +50,7 @@ def vector(x=None):
 def coin(y=None):
     p = numpyro.sample("p", dist.Beta(2.0, 2.0))
     with numpyro.plate("row", 8):
-        numpyro.sample("y", dist.Bernoulli(p), obs=y)
+        numpyro.sample("y", dist.Binomial(1, p), obs=y)  # a Bernoulli site has a law of its own
 
 
 # -- what is independent -------------------------------------------------------------------------------------------------

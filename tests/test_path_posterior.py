@@ -147,6 +147,7 @@ def test_importance_sampling_makes_it_the_kalman_smoother(linear):
 def test_it_is_saved_and_loaded(both, tmp_path):
     both.save(tmp_path / "path")
     again = pg.amortized.load(tmp_path / "path")
+    assert "estimator=PathPosterior," in repr(again)
     model = pg.Model(drifting, {"y": np.array([0.3, -0.5, 1.0, 0.2, 0.9])})
     trees = [pg.infer(model, method, draws=20, chains=1, seed=5) for method in (both, again)]
     np.testing.assert_array_equal(trees[0].posterior.x, trees[1].posterior.x)

@@ -30,6 +30,7 @@ from probgen.program.files import load_data, load_module
 MODELS = Path(__file__).resolve().parent.parent / "models"
 TASKS = (
     "bernoulli_glm",
+    "bernoulli_glm_raw",
     "gaussian_linear",
     "gaussian_linear_uniform",
     "gaussian_mixture",
@@ -172,6 +173,7 @@ CLOSED = {f.__name__: f for f in (two_moons, slcp, gaussian_linear, gaussian_lin
 CLOSED |= {f.__name__: f for f in (sir, lotka_volterra)}
 TRUTH = {
     "bernoulli_glm": np.array([0.5, 1.5, 2.0, 1.0, 0.2, -0.8, -1.0, -0.7, -0.2, 0.1]),
+    "bernoulli_glm_raw": np.array([0.5, 1.5, 2.0, 1.0, 0.2, -0.8, -1.0, -0.7, -0.2, 0.1]),
     "gaussian_linear": np.linspace(-0.5, 0.4, 10),
     "gaussian_linear_uniform": np.linspace(-0.9, 0.8, 10),
     "gaussian_mixture": np.array([3.0, -4.0]),
@@ -193,7 +195,7 @@ def test_the_program_has_the_density_of_its_definition(task):
 
 
 def test_the_spikes_have_the_density_of_their_definition():
-    """The law of the sums is that of the spikes; checked with spikes of my own."""
+    """The law of the sums is that of the spikes; checked with spikes of my own, in both programs."""
     stimulus, prior = np.asarray(DATA["bernoulli_glm"]["stimulus"]), glm_prior()
     spikes = np.random.default_rng(0).integers(0, 2, len(stimulus))
     sums = np.array([spikes.sum(), *(spikes[lag:] @ stimulus[: len(stimulus) - lag] for lag in range(9))])
@@ -201,6 +203,7 @@ def test_the_spikes_have_the_density_of_their_definition():
         theta = scale * TRUTH["bernoulli_glm"]
         each = stats.bernoulli.logpmf(spikes, 1 / (1 + np.exp(-glm_predictor(theta, stimulus))))
         assert joint("bernoulli_glm", theta, sums) == pytest.approx(prior.logpdf(theta) + each.sum(), rel=1e-10)
+        assert joint("bernoulli_glm_raw", theta, spikes) == pytest.approx(prior.logpdf(theta) + each.sum(), rel=1e-10)
 
 
 def test_the_laws_of_the_models_are_normalised():
@@ -303,11 +306,12 @@ def test_a_program_takes_its_data_and_simulates_others(task):
 def recorded(task, number):
     """An observation, and the 10 000 draws of its posterior, shape ``(draws, dim)``."""
     assert REFERENCES is not None
-    folder = Path(REFERENCES) / "sbibm" / "tasks" / task / "files" / f"num_observation_{number}"
-    x = np.loadtxt(folder / "observation.csv", delimiter=",", skiprows=1).reshape(np.shape(DATA[task]["x"]))
+    folder = Path(REFERENCES) / "sbibm" / "tasks" / task.removesuffix("_raw") / "files" / f"num_observation_{number}"
+    name = "observation_raw.csv" if task.endswith("_raw") else "observation.csv"
+    x = np.loadtxt(folder / name, delimiter=",", skiprows=1).reshape(np.shape(DATA[task]["x"]))
     with bz2.open(folder / "reference_posterior_samples.csv.bz2", "rt") as file:
         draws = np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2)
-    return (x.astype(int) if task == "sir" else x), draws
+    return (x.astype(int) if task in ("sir", "bernoulli_glm_raw") else x), draws
 
 
 def edge(task, values, x):
@@ -402,9 +406,7 @@ def test_crescents_cannot_be_told_from_the_reference():
 @pytest.mark.slow
 @needs_references
 def test_the_sums_of_the_recorded_spikes_are_the_observations():
-    assert REFERENCES is not None
+    design = law_of_x("bernoulli_glm", jnp.zeros(10)).design
     for number in range(1, 11):
-        folder = Path(REFERENCES) / "sbibm" / "tasks" / "bernoulli_glm" / "files" / f"num_observation_{number}"
-        spikes = np.loadtxt(folder / "observation_raw.csv", delimiter=",", skiprows=1)
-        design = law_of_x("bernoulli_glm", jnp.zeros(10)).design
-        assert spikes @ design == pytest.approx(recorded("bernoulli_glm", number)[0], abs=1e-5)
+        spikes, sums = (recorded(task, number)[0] for task in ("bernoulli_glm_raw", "bernoulli_glm"))
+        assert spikes @ design == pytest.approx(sums, abs=1e-5)

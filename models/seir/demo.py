@@ -10,9 +10,9 @@ import probgen as pg
 
 EXPECTED: dict[str, tuple[float, float]] = {
     "relative error of the prior's median": (0.085, 0.0865),
-    # A twentieth of the training of the benchmark: better than the prior, and no more is promised.
-    "relative error with 3 surveys, learned": (0.0, 0.085),
-    "relative error with 8 surveys, learned": (0.0, 0.085),
+    # A twentieth of the training of the benchmark; exact posterior means are off by 0.017 and 0.008 on average.
+    "relative error with 3 surveys, learned": (0.0, 0.05),
+    "relative error with 8 surveys, learned": (0.0, 0.04),
     # The posterior has a relative deviation of about 0.009.
     "relative error with 8 surveys, corrected": (0.0, 0.028),
 }
@@ -34,11 +34,11 @@ def means(tree):
 def main() -> dict[str, float]:
     """Train on few simulations, look at data sets of 3 and of 8 surveys, and correct one by the density."""
     seir = program()
-    training = pg.generative.Training(steps=1000, batch=128, learning_rate=3e-3)
+    training = pg.generative.Training(steps=600, batch=128, learning_rate=3e-3)
     amortized = pg.amortize(
         pg.Model(seir.model, {"t": np.linspace(5.0, 60.0, 8)}),
         ["y"],
-        pg.FlowMatching(width=96, depth=2, encoder_width=32, training=training),
+        pg.FlowMatching(width=64, depth=2, encoder_width=16, encoder_depth=1, training=training),
         5000,
         design=seir.design,
         fewest={"survey": 2},

@@ -13,6 +13,7 @@ from probgen.amortized.simulate import prepare
 from probgen.amortized.simulations import Design, Simulations, simulate_pairs
 from probgen.amortized.simulator import Executor, Simulator, run_simulator
 from probgen.amortized.task import Task, exchangeable, question_of, read
+from probgen.amortized.truncated import Source, Truncated, in_rounds
 from probgen.base.counts import is_count
 from probgen.base.errors import DataError, MethodError
 from probgen.base.keys import as_key
@@ -27,7 +28,7 @@ def amortize(
     model: Model,
     observed: Sequence[str] | None = None,
     method: Estimator | None = None,
-    simulations: int | Simulations = 10_000,
+    simulations: int | Simulations | Truncated = 10_000,
     *,
     simulator: Simulator | None = None,
     workers: int | Executor = 1,
@@ -49,7 +50,9 @@ def amortize(
         observed: Names of the sites that will be observed; ``None`` for those whose argument is ``y=None``, or that
             are observed already.
         method: What is learned, for example ``pg.FlowMatching()`` (the default), ``pg.NPE()``.
-        simulations: How many simulations; or those that ``pg.amortized.simulate`` made, which may serve many estimators.
+        simulations: How many simulations; or those that ``pg.amortized.simulate`` made, which may serve many estimators;
+            or ``pg.amortized.Truncated(4000)``, made in rounds that close in on the data of the model: what is learned
+            is about those alone.
         simulator: ``simulator(sites, rng)`` draws the observations where the program does not: a Python function of the
             values of all sites by name and a NumPy generator, which returns arrays by name. The model is then the prior
             alone, and an observation is given by ``amortized.condition(x=...)``. Simulations that fail are left out.
@@ -78,7 +81,7 @@ def amortize(
         shown = method.__name__ if isinstance(method, type) else type(method).__name__
         raise MethodError(f"method must be an estimator, got {shown}. Write for example pg.FlowMatching().")
     method.check()
-    if not isinstance(simulations, Simulations) and not is_count(simulations):
+    if not isinstance(simulations, Simulations | Truncated) and not is_count(simulations):
         raise MethodError(f"simulations must be an int of at least 1, got {simulations!r}. 10_000 is usual.")
     if isinstance(simulations, Simulations) and simulator is not None:
         raise MethodError("simulations= holds simulations already, and simulator= would make others. Give one of them.")
@@ -86,6 +89,10 @@ def amortize(
     shown = show_by_default() if progress is None else progress
     given = simulations if isinstance(simulations, Simulations) else None
     density, names = prepare(key_see, model, observed, design, simulator, workers, given)
+    if isinstance(simulations, Truncated):
+        simulations.check(model, names, method, simulator, missing)
+        source = Source(density, names, simulator, workers, design, store, shown)
+        return in_rounds(key_fit, simulations, method, source, missing, fewest or {})
     if isinstance(simulations, Simulations):
         made = simulations
     elif simulator is not None:

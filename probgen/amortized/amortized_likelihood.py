@@ -7,10 +7,12 @@ import os
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax.numpy as jnp
 
 from probgen.amortized.amortized import Amortized
 from probgen.amortized.learned_density import LearnedDensity
 from probgen.amortized.learned_likelihood import LearnedLikelihood, ObservationLaw
+from probgen.amortized.mixture import DRAWS_TO_FIT, MIXTURE, mixture_of
 from probgen.amortized.question import Question
 from probgen.amortized.task import observing
 from probgen.base.errors import MethodError
@@ -27,6 +29,8 @@ from probgen.program.model import Model
 __all__ = ["AmortizedLikelihood", "check_sampler"]
 
 _FEWEST = 1000
+_TO_FIT = Plan(DRAWS_TO_FIT // 4, 1000, 4)
+"""Draws by a sampler of one's own that a proposal is fitted to: with a warm-up, which ``pg.NUTS()`` needs."""
 _MOVES = 20
 
 
@@ -109,6 +113,14 @@ class AmortizedLikelihood(Amortized):
         """
         model, _ = observing(model, self.question.reading.observed, as_key(0))
         return ObservationLaw.of(self.law, self.density(model))
+
+    def proposal(self, key: PRNGKey, density: Density) -> tuple[Any, dict[str, Any]]:
+        """See ``Amortized.proposal``."""
+        if self.sampler is None:
+            return super().proposal(key, density)
+        run = self.run(key, density, _TO_FIT)
+        assert run.u is not None
+        return mixture_of(jnp.asarray(run.u).reshape(-1, density.dim)), {"proposal_density": MIXTURE}
 
     def run(self, key: PRNGKey, density: Density, plan: Plan) -> Run:
         """See ``Method.run``.

@@ -64,6 +64,10 @@ class RowEncoded(Encoded):
     prior: GaussianMixture | LearnedDiffusion | None = eqx.field(kw_only=True, default=None)
     trained: int = eqx.field(static=True, kw_only=True, default=1)
 
+    def method(self, law: Learned) -> ComposedPosterior:
+        assert isinstance(law, LearnedEncoded)
+        return ComposedPosterior(law=law)
+
     def adapt(self, key: PRNGKey, net: EncodedNet, x: Array, condition: Array | None) -> EncodedNet:
         assert condition is not None
         key_reference, key_inner = jax.random.split(key)
@@ -185,7 +189,7 @@ class ComposedPosterior(AmortizedPosterior):
         if not encoder.reference.count:
             return {}
         each = [encoder.p_value(row) for row in law.packed]
-        return judged(min(1.0, len(each) * min(each)), encoder.reference.count)
+        return judged(min(1.0, len(each) * min(each)), encoder.reference.count, len(each))
 
     def rows(self, density: Density) -> Array:
         """The rows of the observation of a model, packed one by one, shape ``(n, size of one row)``.
@@ -307,7 +311,7 @@ class ComposedScore(Estimator):
         family = dataclasses.replace(family, prior=prior)
         composed = family.distribution(law.net, law.spec)
         composed.history = law.history
-        return ComposedPosterior(law=composed)
+        return family.method(composed)
 
     def _learned_prior(
         self, key: PRNGKey, task: Task, law: Learned, training: Training, progress: bool

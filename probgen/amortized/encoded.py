@@ -7,26 +7,36 @@ With :math:`e(x)` what an encoder makes of an observation, the inner family lear
 of the best linear prediction from the numbers of the observation (ridge regression on the simulations; :math:`L` is the
 Cholesky factor of the residual covariance), given :math:`e(x)`. What is linear and Gaussian is thus solved before training
 begins, the network is left with the rest, and the result does not change when parameters are rescaled or mixed linearly.
-The map is affine with constant determinant, so a density stays a density.
+The map is affine, so a density stays a density.
+
+Where rows are read as a set, their number and design say how much is known of what, and one linear prediction cannot follow
+that: a Gaussian that depends on the observation takes its place, the product of learned factors of the rows (see
+``factor_posterior``), if it predicts the parameters of simulations better.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from probgen.amortized.amortized_family import AmortizedFamily
 from probgen.amortized.encoder import EncoderNet, ObservationEncoder
+from probgen.amortized.factor_posterior import LearnedFactors
+from probgen.amortized.whitening import Whitening
 from probgen.base.typing import PRNGKey, Scalar
 from probgen.generative.family import Family, Now, Spec
 from probgen.generative.learned import Exactness, Learned
 from probgen.nets.constant import Constant
 
-__all__ = ["Encoded", "LearnedEncoded"]
+if TYPE_CHECKING:
+    from probgen.amortized.amortized import AmortizedPosterior
+
+__all__ = ["Encoded", "LearnedEncoded", "gains"]
 
 _RIDGE = 1e-3
 
@@ -66,18 +76,17 @@ class Prediction(eqx.Module):
             lambda p: (p.slope.value, p.offset.value, p.root.value), self, tuple(a.astype(jnp.float32) for a in new)
         )
 
+    def whitening(self, numbers: Array) -> Whitening:
+        """The Gaussian of the parameters given numbers."""
+        return Whitening(self.slope.value @ numbers + self.offset.value, self.root.value)
+
     def inward(self, u: Array, numbers: Array) -> Array:
         """From parameters to residuals, shape ``(dim,)``."""
-        rest = u - self.slope.value @ numbers - self.offset.value
-        return jax.scipy.linalg.solve_triangular(self.root.value.astype(rest.dtype), rest, lower=True)
+        return self.whitening(numbers).inward(u)
 
     def outward(self, rest: Array, numbers: Array) -> Array:
         """From residuals to parameters."""
-        return self.root.value @ rest + self.slope.value @ numbers + self.offset.value
-
-    def log_det(self) -> Scalar:
-        """Log determinant of ``inward``."""
-        return -jnp.sum(jnp.log(jnp.abs(jnp.diagonal(self.root.value))))
+        return self.whitening(numbers).outward(rest)
 
 
 class EncodedNet(eqx.Module):
@@ -90,28 +99,65 @@ class EncodedNet(eqx.Module):
 
 @eqx.filter_jit
 def _adapted(
-    key: PRNGKey, encoder: ObservationEncoder, net: EncodedNet, x: Array, condition: Array
+    key: PRNGKey, family: Encoded, net: EncodedNet, x: Array, condition: Array
 ) -> tuple[EncoderNet, Prediction, Array, Array]:
     """Encoder and prediction in the units of the simulations; the residuals and embeddings of these."""
-    reader = encoder.referenced(key, net.encoder.adapted(condition), condition)
-    numbers = jax.vmap(reader.numbers)(condition)
-    prediction = net.prediction.adapted(x, numbers)
-    return reader, prediction, jax.vmap(prediction.inward)(x, numbers), jax.vmap(reader)(condition)
+    key_reference, key_hide = jax.random.split(key)
+    encoder = family.encoder
+    reader = encoder.referenced(key_reference, net.encoder.adapted(condition), condition)
+    hidden = jax.vmap(encoder.hide)(jax.random.split(key_hide, len(condition)), condition)
+    prediction = net.prediction.adapted(x, jax.vmap(reader.numbers)(hidden))
+    net = EncodedNet(reader, prediction, net.inner)
+    return reader, prediction, *jax.vmap(lambda u, c: family.residual(net, u, c))(x, hidden)
 
 
-class Encoded(Family):
+@eqx.filter_jit
+def gains(key: PRNGKey, encoder: ObservationEncoder, gaussian: LearnedFactors, u: Array, condition: Array) -> Scalar:
+    """How much higher the log density of parameters is on average under the product of factors than under the linear
+    prediction, over simulations hidden in part as observations may be."""
+    hidden = jax.vmap(encoder.hide)(jax.random.split(key, len(condition)), condition)
+    numbers = jax.vmap(gaussian.net.reader.numbers)(hidden)
+    linear = Prediction(u.shape[1], encoder.numbers).adapted(u, numbers)
+    by_factors = jax.vmap(lambda u, c: gaussian.whitening(c).log_density(u))(u, hidden)
+    return jnp.mean(by_factors - jax.vmap(lambda u, n: linear.whitening(n).log_density(u))(u, numbers))
+
+
+class Encoded(AmortizedFamily):
     """A family of parameters given observations.
 
     Attributes:
         family: The conditional family of the residuals.
         encoder: What reads the observations, packed vectors of its reading.
+        gaussian: What stands for the linear prediction, if anything.
+        estimator: What it was made by, if not by hand.
     """
 
     family: Family
     encoder: ObservationEncoder
+    gaussian: LearnedFactors | None = eqx.field(kw_only=True, default=None)
+    estimator: str = eqx.field(static=True, kw_only=True, default="")
 
     def _inner(self, spec: Spec) -> Spec:
-        return dataclasses.replace(spec, condition=(self.encoder.size,))
+        size = self.encoder.size + (0 if self.gaussian is None else 2 * spec.shape[0])
+        return dataclasses.replace(spec, condition=(size,))
+
+    def whitening(self, net: EncodedNet, condition: Array) -> Whitening:
+        """The Gaussian whose residual is learned, given a packed observation."""
+        if self.gaussian is not None:
+            return self.gaussian.whitening(condition)
+        return net.prediction.whitening(net.encoder.numbers(condition))
+
+    def embedded(self, net: EncodedNet, condition: Array, whitening: Whitening) -> Array:
+        """What the inner family is given."""
+        found = net.encoder(condition)
+        if self.gaussian is None:
+            return found
+        return jnp.concatenate([found, self.gaussian.features(whitening).astype(found.dtype)])
+
+    def residual(self, net: EncodedNet, u: Array, condition: Array) -> tuple[Array, Array]:
+        """The residual of parameters given a packed observation, and what the inner family is given."""
+        whitening = self.whitening(net, condition)
+        return whitening.inward(u), self.embedded(net, condition, whitening)
 
     def check(self, spec: Spec) -> None:
         self.encoder.check()
@@ -127,20 +173,24 @@ class Encoded(Family):
     def adapt(self, key: PRNGKey, net: EncodedNet, x: Array, condition: Array | None) -> EncodedNet:
         assert condition is not None
         key_reference, key_inner = jax.random.split(key)
-        encoder, prediction, rest, embedded = _adapted(key_reference, self.encoder, net, x, condition)
+        encoder, prediction, rest, embedded = _adapted(key_reference, self, net, x, condition)
         return EncodedNet(encoder, prediction, self.family.adapt(key_inner, net.inner, rest, embedded))
 
     def loss(self, key: PRNGKey, net: EncodedNet, x: Array, condition: Array | None, now: Now) -> Scalar:
         assert condition is not None
         key_hide, key_loss = jax.random.split(key)
         condition = jax.vmap(self.encoder.hide)(jax.random.split(key_hide, len(condition)), condition)
-        rest = jax.vmap(net.prediction.inward)(x, jax.vmap(net.encoder.numbers)(condition))
-        return self.family.loss(
-            key_loss, net.inner, rest, jax.vmap(net.encoder)(condition), now._replace(average=now.average.inner)
-        )
+        rest, embedded = jax.vmap(lambda u, c: self.residual(net, u, c))(x, condition)
+        return self.family.loss(key_loss, net.inner, rest, embedded, now._replace(average=now.average.inner))
 
     def distribution(self, net: EncodedNet, spec: Spec) -> LearnedEncoded:
         return LearnedEncoded(self, spec, net)
+
+    def method(self, law: Learned) -> AmortizedPosterior:
+        from probgen.amortized.amortized import AmortizedPosterior
+
+        assert isinstance(law, LearnedEncoded)
+        return AmortizedPosterior(law=law)
 
 
 class LearnedEncoded(Learned):
@@ -159,9 +209,13 @@ class LearnedEncoded(Learned):
         return self.family.family.distribution(self.net.inner, self.family._inner(self.spec))
 
     @property
-    def residual(self) -> Learned:
+    def whitening(self) -> Whitening:
+        """The Gaussian whose residual was learned, given the observation."""
+        return self.family.whitening(self.net, self._observation)
+
+    def residual(self, whitening: Whitening) -> Learned:
         """The law of the residual given the observation, which is read once for all its points."""
-        return self._inner().given(self.net.encoder(self._observation))
+        return self._inner().given(self.family.embedded(self.net, self._observation, whitening))
 
     @property
     def _observation(self) -> Array:
@@ -178,29 +232,28 @@ class LearnedEncoded(Learned):
         if self.batch_shape:
             return super().sample(key, sample_shape)
         # The observation is read once, not once per draw.
-        rest = self.residual.sample(key, sample_shape)
-        return jax.vmap(self._outward)(rest.reshape(-1, *self.event_shape)).reshape(rest.shape)
+        whitening = self.whitening
+        rest = self.residual(whitening).sample(key, sample_shape)
+        return jax.vmap(whitening.outward)(rest.reshape(-1, *self.event_shape)).reshape(rest.shape)
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
         """See ``Learned.log_prob``."""
         self._ready("log_prob")
         if self.batch_shape:
             return super().log_prob(value)
-        numbers, residual = self.net.encoder.numbers(self._observation), self.residual
+        whitening = self.whitening
         flat = jnp.asarray(value).reshape(-1, *self.event_shape)
-        rest = jax.vmap(lambda u: self.net.prediction.inward(u, numbers))(flat)
-        found = residual.log_prob(rest) + self.net.prediction.log_det()
+        found = self.residual(whitening).log_prob(jax.vmap(whitening.inward)(flat)) + whitening.log_det()
         return found.reshape(jnp.shape(value)[:-1])
 
     def draw(self, key: PRNGKey) -> Array:
-        return self._outward(self.residual.draw(key))
+        whitening = self.whitening
+        return whitening.outward(self.residual(whitening).draw(key))
 
     def push(self, z: Array) -> Array:
-        return self._outward(self.residual.push(z))
+        whitening = self.whitening
+        return whitening.outward(self.residual(whitening).push(z))
 
     def density(self, x: Array) -> Scalar:
-        numbers = self.net.encoder.numbers(self._observation)
-        return self.residual.density(self.net.prediction.inward(x, numbers)) + self.net.prediction.log_det()
-
-    def _outward(self, rest: Array) -> Array:
-        return self.net.prediction.outward(rest, self.net.encoder.numbers(self._observation))
+        whitening = self.whitening
+        return self.residual(whitening).density(whitening.inward(x)) + whitening.log_det()

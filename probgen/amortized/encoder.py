@@ -26,6 +26,9 @@ from probgen.nets.row_encoder import RowEncoder
 
 __all__ = ["EncoderNet", "ObservationEncoder"]
 
+_LINEAR = 5.0
+"""Robust units up to which the linear prediction takes an entry as it is."""
+
 
 class Units(eqx.Module):
     """Robust standard units of the columns of an array."""
@@ -50,6 +53,12 @@ class Units(eqx.Module):
     def __call__(self, x: Array, seen: Array | bool = True) -> Array:
         """In standard units; zero where not seen."""
         return jnp.where(seen, jnp.arcsinh((x - self.loc.value) / self.scale.value), 0.0)
+
+    def straight(self, x: Array, seen: Array | bool = True) -> Array:
+        """In standard units up to ``_LINEAR`` of them, logarithmic beyond; zero where not seen."""
+        z = (x - self.loc.value) / self.scale.value
+        ratio = jnp.maximum(jnp.abs(z) / _LINEAR, 1.0)
+        return jnp.where(seen, z / ratio * (1 + jnp.log(ratio)), 0.0)
 
 
 class EncoderNet(eqx.Module):
@@ -84,14 +93,15 @@ class EncoderNet(eqx.Module):
         parts = [self.flat(read.flat, read.flat_seen)]
         if self.marks:
             parts.append(read.flat_seen.astype(condition.dtype))
-        for rows, present, net in zip(self._rows(read), read.present, self.nets, strict=True):
+        for rows, present, net in zip(self.rows_of(read), read.present, self.nets, strict=True):
             parts.append(net(rows, present))
         return jnp.concatenate([part.astype(condition.dtype) for part in parts])
 
     def numbers(self, condition: Array) -> Array:
-        """What the linear prediction is made from: entries, and of rows the mean and mean square of each column."""
+        """What the linear prediction is made from: entries, straight (a law that is linear in them is then found as it is)
+        and bent, and of rows the mean and mean square of each column."""
         read = self.reading.unpack(condition)
-        parts = [self.flat(read.flat, read.flat_seen)]
+        parts = [self.flat.straight(read.flat, read.flat_seen), self.flat(read.flat, read.flat_seen)]
         for units, values, seen in zip(self.rows, read.rows, read.rows_seen, strict=True):
             scaled, count = units(values, seen), jnp.maximum(seen.sum(0), 1)
             parts += [scaled.sum(0) / count, (scaled**2).sum(0) / count]
@@ -113,9 +123,10 @@ class EncoderNet(eqx.Module):
         """How usual an observation is among the simulations, if there is a reference of them."""
         return self.reference.p_value(self.usual(condition))
 
-    def _rows(self, read: Read) -> list[Array]:
+    def rows_of(self, read: Read) -> list[Array]:
+        """By group, what a network is told of each row: numbers and designs in standard units, with marks if there are any."""
         found = []
-        for i in range(len(self.nets)):
+        for i in range(len(read.rows)):
             values, seen, designs = read.rows[i], read.rows_seen[i], read.designs[i]
             parts = [self.rows[i](values, seen), self.designs[i](designs)]
             found.append(jnp.concatenate([*parts, seen] if self.marks else parts, -1))
@@ -161,7 +172,7 @@ class ObservationEncoder(Part):
     @property
     def numbers(self) -> int:
         """How many numbers the linear prediction is made from."""
-        return self.reading.entries + sum(2 * group.width for group in self.reading.rows)
+        return 2 * self.reading.entries + sum(2 * group.width for group in self.reading.rows)
 
     def build(self, key: PRNGKey) -> EncoderNet:
         """An untrained network."""

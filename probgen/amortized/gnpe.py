@@ -145,6 +145,10 @@ class PosedEncoded(Encoded):
         """Standard deviations of the proxy, shape ``(len(index),)``."""
         return jnp.broadcast_to(jnp.asarray(self.group.blur, float), (len(self.index),))
 
+    def method(self, law: Learned) -> PosedPosterior:
+        assert isinstance(law, LearnedEncoded)
+        return PosedPosterior(law=law)
+
     def posed(self, observed: Values, arguments: Values, proxy: Array) -> Array:
         """An observation brought to pose 0, as if its pose were the proxy, and packed."""
         moved = self.group.act(observed, -proxy)
@@ -316,9 +320,10 @@ class GNPE(Estimator):
             seed=key_start,
             progress=progress,
         )
-        posed = dataclasses.replace(family, start=start).distribution(law.net, law.spec)
+        family = dataclasses.replace(family, start=start)
+        posed = family.distribution(law.net, law.spec)
         posed.history = law.history
-        return PosedPosterior(law=posed)
+        return family.method(posed)
 
 
 def _with_proxy(question: Question, index: tuple[int, ...], group: Group) -> Question:

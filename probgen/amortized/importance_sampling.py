@@ -1,10 +1,11 @@
 r"""An amortized posterior as proposal, corrected by the density of the program.
 
 Draws :math:`u_i \sim q` get the weights :math:`w_i = p(u_i, y) / q(u_i)`. Where Pareto :math:`\hat k` says that these can
-be trusted, draws are taken in proportion to the smoothed weights. Where not, the particles of a sequential Monte Carlo
-sampler are carried from :math:`q` to the posterior along :math:`q^{1 - \beta} p^{\beta}`, moved at each step by kernels
-that leave it invariant. Either way the result has the evidence, which is unbiased for the weights and consistent for the
-particles. ``attrs["correction"]`` says which was needed.
+be trusted, and they are worth at least half as many draws as are asked for, draws are taken in proportion to the smoothed
+weights. Where not (a few points would be repeated over and over), the particles of a sequential Monte Carlo sampler are
+carried from :math:`q` to the posterior along :math:`q^{1 - \beta} p^{\beta}`, moved at each step by kernels that leave it
+invariant. Either way the result has the evidence, which is unbiased for the weights and consistent for the particles.
+``attrs["correction"]`` says which was needed.
 
 :math:`q` must be a law with a density. That of a flow is one; for laws that are only drawn from cheaply (flow matching,
 diffusion) a mixture is fitted to their draws, and the weights are those of the mixture: exact, if of more variance.
@@ -37,6 +38,8 @@ from probgen.run.driver import to_host
 __all__ = ["ImportanceSampling"]
 
 _FEWEST = 1000
+_WORTH = 0.5
+"""Effective draws among the weighted ones, per draw of the result, under which they are moved."""
 _BATCH = 256
 
 
@@ -50,7 +53,7 @@ class ImportanceSampling(Method):
         backend: ``"probgen"``.
         proposal: From ``pg.amortize``.
         pool: Draws of the proposal per draw of the result.
-        correct: What carries particles on where weights cannot be trusted. ``None``: ``pg.SMC`` with
+        correct: What carries particles on where weights cannot be trusted or are too unequal. ``None``: ``pg.SMC`` with
             differential-evolution moves and as many particles as draws are asked for, at least 1,000.
         always_move: Whether to do so even where they can.
     """
@@ -139,11 +142,13 @@ class ImportanceSampling(Method):
             "warmup": 0,
             "thin": 1,
         }
-        if self.always_move or not weights.pareto_k <= GOOD_K:
+        short = weights.ess < _WORTH * plan.chains * plan.draws
+        if self.always_move or short or not weights.pareto_k <= GOOD_K:
             correct = self.correct or SMC(particles=max(plan.draws, _FEWEST), kernel=DifferentialEvolution())
             run = correct.run(key_move, BridgedDensity(density, proposal), plan)
             run.attrs |= about | {
-                "correction": f"sequential Monte Carlo from the proposal, whose Pareto k-hat is {weights.pareto_k:.2f}"
+                "correction": f"sequential Monte Carlo from the proposal, {size} draws of which are worth {weights.ess:.0f} "
+                f"(Pareto k-hat {weights.pareto_k:.2f})"
             }
             return run
         chosen = _chosen(np.asarray(jax.random.uniform(key_chosen, (plan.chains,))), weights.smoothed, plan)

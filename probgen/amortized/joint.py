@@ -24,15 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro import handlers
-from numpyro.distributions import constraints
 
 from probgen.amortized.amortized import Amortized
 from probgen.amortized.estimator import Estimator
 from probgen.amortized.joint_flow import JointFlow, LearnedJoint
 from probgen.amortized.question import Question
+from probgen.amortized.site_charts import charts_of, coordinates, floating
 from probgen.amortized.task import Task, observing
-from probgen.amortized.token_attention import FromGraph, SiteTokens, TokenAttention
+from probgen.amortized.token_attention import FromGraph, Full, SiteTokens, TokenAttention
 from probgen.base.counts import is_count
 from probgen.base.errors import DataError, MethodError, suggestion
 from probgen.base.keys import as_key
@@ -42,19 +41,15 @@ from probgen.generative.saving import save
 from probgen.generative.training import fit
 from probgen.infer.approximate import about, check_plan, split
 from probgen.infer.method import Plan, Run
-from probgen.program.chart import Chart, NoiseChart, chart_of
 from probgen.program.density import Density
 from probgen.program.model import Model
 from probgen.program.simulate import observed_values
-from probgen.program.sites import Kind, start_value
 from probgen.run.compiled import TRACING, compile_all
 from probgen.run.driver import to_host
 
 __all__ = ["AmortizedJoint", "Joint"]
 
 _BATCH = 256
-_TRIED = 64
-_SAME = 1e-4
 
 
 class Joint(Estimator):
@@ -62,6 +57,10 @@ class Joint(Estimator):
 
     What comes back answers ``pg.infer(model, amortized)`` whichever of the sites the model observes, and
     ``amortized.conditional(key, model, known)`` for anything else. Its draws are approximate: no density corrects them.
+
+    Every entry of every site is a token, so rows that are not there are missing data (there is no ``fewest``), and what the
+    program is given as an argument cannot vary (there is no ``design``): give it a prior in the program and observe it. With
+    a ``simulator`` outside of the program all tokens see one another.
 
     Attributes:
         width: Features of a token.
@@ -95,34 +94,41 @@ class Joint(Estimator):
                 an observed site depends on parameters.
         """
         question, simulations, model = task.question, task.simulations, task.density.model
-        if simulations.arguments or question.fewest or question.outside:
-            what = "a design" if simulations.arguments else "fewest" if question.fewest else "a simulator outside of it"
+        if question.fewest:
             raise MethodError(
-                f"Joint learns the sites of one program, and does not follow {what}. Leave it out (NaN marks what is "
-                f"missing), or use pg.FlowMatching()."
+                "Joint has a token for every entry, and any of them may be missing. Leave fewest out: rows that are not there "
+                "are NaN to amortized.conditional."
+            )
+        if simulations.arguments:
+            raise MethodError(
+                f"Joint has tokens for sites, and none for arguments such as {min(simulations.arguments)!r}, which design= "
+                f"draws. Give it a prior in the program and name it in observed=, or use pg.FlowMatching()."
             )
         with TRACING:
-            charts = _charts(model, question.reading.observed)
-            data = {name: _coordinates(charts[name], value) for name, value in simulations.observed.items()}
-            floating = _floating(task.density, charts, simulations.u[:_TRIED], simulations.observed)
+            charts = charts_of(model, question.reading.observed)
+            data = {name: coordinates(charts[name], value) for name, value in simulations.observed.items()}
+            inside = {} if question.outside else simulations.observed
+            moving = floating(task.density, charts, simulations.u, inside)
             for name in data:
-                if name in floating or not np.isfinite(data[name]).all():
+                if name in moving or not np.isfinite(data[name]).all():
                     raise MethodError(
                         f"the support of the observed site {name!r} depends on parameters, so that its coordinates mean "
                         f"nothing by themselves. Use pg.FlowMatching()."
                     )
             sites = tuple(SiteTokens(block.name, block.shape, False) for block in task.density.blocks)
             sites += tuple(SiteTokens(name, value.shape[1:], True) for name, value in data.items())
-            seen = self.attention.seen(model, sites)
+            # The output of a simulator may depend on every parameter, which joins them all.
+            attention = Full() if question.outside else self.attention
+            seen = attention.seen(model, sites)
         # Arguments by row are not read, so they must stay what they were.
-        sources = {model.sites[name].source for name in data}
+        sources = {site.source for site in model.sites if site.name in data}
         fixed = {name: leaf for name, leaf in model.leaves.items() if ("data", name) not in sources}
         constants = tuple((name, jnp.asarray(leaf)) for name, leaf in fixed.items() if hasattr(leaf, "shape"))
         family = JointFlow(
             question=dataclasses.replace(question, constants=constants, fixed=()),
             sites=sites,
             seen=jnp.asarray(seen),
-            floating=tuple(sorted(floating)),
+            floating=tuple(sorted(moving)),
             width=self.width,
             depth=self.depth,
             heads=self.heads,
@@ -131,8 +137,7 @@ class Joint(Estimator):
         rows = [simulations.u, *(value.reshape(len(simulations), -1) for value in data.values())]
         training = self.training or Training(steps=10_000, learning_rate=2e-3, batch=256)
         law = fit(family, np.concatenate(rows, 1), training=training, seed=key, store=store, progress=progress)
-        assert isinstance(law, LearnedJoint)
-        return AmortizedJoint(law=law)
+        return family.method(law)
 
 
 class AmortizedJoint(Amortized):
@@ -180,7 +185,7 @@ class AmortizedJoint(Amortized):
         check_plan(self, plan)
         model = density.model
         own, ours = {block.name: block.shape for block in density.blocks}, {s.name: s.shape for s in self.sites}
-        lost = [name for name in ours if name not in {site.name for site in model.sites}]
+        lost = [name for name in ours if name not in {*self._outputs, *(site.name for site in model.sites)}]
         if lost:
             raise MethodError(
                 f"the model lacks the site {lost[0]!r} of the program that was amortized. Amortize this model."
@@ -192,7 +197,8 @@ class AmortizedJoint(Amortized):
                     f"{f'had shape {ours[name]}' if name in ours else 'has no such site'}. Amortize this model."
                 )
         self.question.check_constants(model)
-        x, known = self._tokens(model, observed_values(model))
+        values = observed_values(model) | self.question.observation_outside()
+        x, known = self._tokens(model, values)
         places = self._places()
         order = np.concatenate([places[name] for name in own])
         count = plan.chains * plan.draws
@@ -202,6 +208,7 @@ class AmortizedJoint(Amortized):
         u, values = to_host(program(*call))
         run = Run({name: split(value, plan) for name, value in values.items()}, {}, split(u, plan))
         run.attrs = about("Draws from conditionals that were learned from simulations, not from the posterior itself.")
+        run.groups = self.question.groups
         run.seconds = {"compile": compiling, "sampling": time.perf_counter() - began}
         return run
 
@@ -233,7 +240,7 @@ class AmortizedJoint(Amortized):
                 raise MethodError(f"known has {name!r}, which is no site of the program. {suggestion(name, names)}")
         key_data, key_draw = jax.random.split(as_key(key))
         with TRACING:
-            free, _ = observing(model, self.question.reading.observed, key_data)
+            free = model if self._outputs else observing(model, self.question.reading.observed, key_data)[0]
             density = self.density(free)
             if tuple((block.name, block.shape) for block in density.blocks) != self.question.blocks:
                 raise MethodError(
@@ -247,7 +254,7 @@ class AmortizedJoint(Amortized):
             tokens = _drawn(key_draw, self.law, x, marks, draws)
             u = tokens[:, : density.dim]
             found = jax.lax.map(density.constrain, u, batch_size=_BATCH)
-            charts = _charts(free, self.question.reading.observed)
+            charts = charts_of(free, self.question.reading.observed)
         places, result = self._places(), {}
         for site in self.sites:
             if site.data:
@@ -264,6 +271,11 @@ class AmortizedJoint(Amortized):
             result[site.name] = np.asarray(value)
         return result
 
+    @property
+    def _outputs(self) -> tuple[str, ...]:
+        """Outputs of a simulator, which are no sites of the program."""
+        return self.question.reading.observed if self.question.outside else ()
+
     def _places(self) -> dict[str, np.ndarray]:
         """Which tokens are those of each site."""
         ends = np.cumsum([site.size for site in self.sites])
@@ -272,7 +284,7 @@ class AmortizedJoint(Amortized):
     def _tokens(self, model: Model, values: Mapping[str, Array]) -> tuple[Array, Array]:
         """The tokens of values, and which are known, shape ``(tokens,)`` each."""
         family = self.law.family
-        charts = _charts(model, self.question.reading.observed)
+        charts = charts_of(model, self.question.reading.observed)
         x, known = [], []
         for site in family.sites:
             if site.name not in values:
@@ -284,10 +296,10 @@ class AmortizedJoint(Amortized):
                     f"the support of site {site.name!r} depends on other sites, so it cannot be given by itself. Infer it."
                 )
             value = jnp.asarray(values[site.name])
-            shape = model.sites[site.name].shape
+            shape = site.shape if site.name in self._outputs else model.sites[site.name].shape
             if value.shape != shape:
                 raise DataError(f"{site.name!r} has shape {value.shape}, and {shape} in the simulations. Reshape it.")
-            here = np.asarray(_coordinates(charts[site.name], value[None])[0])
+            here = np.asarray(coordinates(charts[site.name], value[None])[0])
             if here.shape != site.shape:
                 raise DataError(
                     f"{site.name!r} has coordinates of shape {here.shape}, and {site.shape} in the simulations. Amortize "
@@ -326,70 +338,3 @@ def _posterior(
     u = _draws(key_draw, law, x, known, count)[:, order]
     keys = jax.random.split(key_values, count)
     return u, jax.lax.map(lambda one: density.values(*one), (keys, u), batch_size=_BATCH)
-
-
-# -- coordinates of sites -----------------------------------------------------------------------------------------------
-
-
-class _Whole:
-    """What stands for a chart where values are whole numbers: they are their own coordinates, and are rounded back."""
-
-    def __init__(self, support: Any) -> None:
-        boolean = support is constraints.boolean
-        self._low = 0.0 if boolean else getattr(support, "lower_bound", -jnp.inf)
-        self._high = 1.0 if boolean else getattr(support, "upper_bound", jnp.inf)
-
-    def inverse(self, x: Array) -> Array:
-        return x
-
-    def forward(self, u: Array) -> Array:
-        return jnp.clip(jnp.round(u), self._low, self._high)
-
-
-type _Chart = Chart | NoiseChart | _Whole
-
-
-def _charts(model: Model, data: tuple[str, ...]) -> dict[str, _Chart]:
-    """The chart of each site, made with all others at a value in the middle of their supports."""
-    program = handlers.substitute(model.bind(), substitute_fn=start_value)
-    traced = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace()
-    return _charts_in(traced, [s.name for s in model.of_kind(Kind.continuous, Kind.observed)], data)
-
-
-def _charts_in(traced: Mapping[str, Any], names: list[str], data: tuple[str, ...]) -> dict[str, _Chart]:
-    found: dict[str, _Chart] = {}
-    for name in names:
-        fn = traced[name]["fn"]
-        found[name] = _Whole(fn.support) if fn.support.is_discrete else chart_of(fn, name, noise=name not in data)
-    return found
-
-
-def _coordinates(chart: _Chart, values: ArrayLike) -> np.ndarray:
-    """Coordinates of values with a leading axis; NaN where a value is missing, not finite if outside of the support."""
-    return np.asarray(jax.vmap(chart.inverse)(jnp.asarray(values, float)))
-
-
-def _floating(
-    density: Density, charts: Mapping[str, _Chart], u: np.ndarray, observed: Mapping[str, np.ndarray]
-) -> set[str]:
-    """The sites whose chart is not the same at different values of the others."""
-    names = [block.name for block in density.blocks] + list(observed)
-
-    def values(u: Array, charts_of: Mapping[str, _Chart], data: Mapping[str, Array]) -> Values:
-        blocks = {**density.split(u), **data}
-        return {
-            name: charts_of[name].forward(blocks[name]) for name in names if not isinstance(charts_of[name], _Whole)
-        }
-
-    def one(u: Array, data: Mapping[str, Array]) -> tuple[Values, Values]:
-        traced = handlers.trace(handlers.seed(density.substituted(u), jax.random.key(0))).get_trace()
-        return values(u, charts, data), values(u, _charts_in(traced, names, tuple(observed)), data)
-
-    data = {name: _coordinates(charts[name], v[:_TRIED]) for name, v in observed.items()}
-    fixed, moving = jax.jit(jax.vmap(one))(jnp.asarray(u), data)
-    found = set()
-    for name in fixed:
-        same = np.isclose(np.asarray(fixed[name]), np.asarray(moving[name]), rtol=_SAME, atol=_SAME)
-        if not same.all():
-            found.add(name)
-    return found

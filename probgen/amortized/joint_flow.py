@@ -15,7 +15,7 @@ law, the posterior, the likelihood, and independent ones with probabilities 0.3 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import equinox as eqx
 import jax
@@ -23,18 +23,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from probgen.amortized.amortized_family import AmortizedFamily
 from probgen.amortized.encoder import Units
 from probgen.amortized.question import Question
 from probgen.amortized.token_attention import SiteTokens
 from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
-from probgen.generative.family import Family, Now, Spec
+from probgen.generative.family import Now, Spec
 from probgen.generative.flow_matching import even_shares
 from probgen.generative.learned import Exactness, Learned
 from probgen.generative.ode_solver import HeunSteps
 from probgen.generative.standardisation import Standardisation
 from probgen.nets import TimeFeatures, Transformer
+
+if TYPE_CHECKING:
+    from probgen.amortized.joint import AmortizedJoint
 
 __all__ = ["JointFlow", "LearnedJoint"]
 
@@ -55,7 +59,7 @@ class JointNet(eqx.Module):
     net: Transformer
 
 
-class JointFlow(Family):
+class JointFlow(AmortizedFamily):
     """The joint law of the tokens of a program, and all its conditionals.
 
     Attributes:
@@ -149,6 +153,12 @@ class JointFlow(Family):
 
     def distribution(self, net: JointNet, spec: Spec) -> LearnedJoint:
         return LearnedJoint(self, spec, net)
+
+    def method(self, law: Learned) -> AmortizedJoint:
+        from probgen.amortized.joint import AmortizedJoint
+
+        assert isinstance(law, LearnedJoint)
+        return AmortizedJoint(law=law)
 
 
 class LearnedJoint(Learned):

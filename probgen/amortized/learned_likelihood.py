@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import equinox as eqx
 import jax
@@ -23,6 +23,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
 
+from probgen.amortized.amortized_family import AmortizedFamily
+from probgen.amortized.binary_regression import LearnedBinaryRegression
 from probgen.amortized.learned_density import LogLikelihood
 from probgen.amortized.question import Question
 from probgen.amortized.reading import Read, Reading, Rows
@@ -35,6 +37,9 @@ from probgen.program.density import Density
 from probgen.program.graph import graph_of
 from probgen.program.simulate import observed_values
 from probgen.program.sites import Kind
+
+if TYPE_CHECKING:
+    from probgen.amortized.amortized_likelihood import AmortizedLikelihood
 
 __all__ = ["Factors", "LearnedFactors", "LearnedLikelihood", "ObservationLaw", "Parts", "parts_of"]
 
@@ -139,7 +144,7 @@ def parts_of(density: Density, reading: Reading) -> Parts:
     return Parts(reading, factored)
 
 
-class Factors(Family):
+class Factors(AmortizedFamily):
     """The laws of the parts of an observation; each is fitted by itself (see ``pg.NLE``).
 
     Attributes:
@@ -164,6 +169,12 @@ class Factors(Family):
 
     def distribution(self, net: tuple[Any, ...], spec: Spec) -> LearnedFactors:
         return LearnedFactors(self, spec, net)
+
+    def method(self, law: Learned) -> AmortizedLikelihood:
+        from probgen.amortized.amortized_likelihood import AmortizedLikelihood
+
+        assert isinstance(law, LearnedLikelihood)
+        return AmortizedLikelihood(law=law)
 
 
 class LearnedFactors(LearnedLikelihood):
@@ -265,7 +276,9 @@ def _log_prob(law: Learned, u: Array, values: Array, present: Array | None, give
     """Of one part."""
     if present is None:
         return law.given(jnp.concatenate([u, given])).log_prob(values)
-    if given.shape[1] == 0:  # the network is asked once for all rows
+    if isinstance(law, LearnedBinaryRegression):
+        each = law.of_rows(u, given, values)
+    elif given.shape[1] == 0:  # the network is asked once for all rows
         each = law.given(u).log_prob(values)
     else:
         each = law.given(jnp.concatenate([jnp.broadcast_to(u, (len(given), u.shape[0])), given], 1)).log_prob(values)

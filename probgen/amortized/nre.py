@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.linalg import solve_triangular
 
+from probgen.amortized.amortized_family import AmortizedFamily
 from probgen.amortized.amortized_likelihood import AmortizedLikelihood, check_sampler
 from probgen.amortized.encoded import Prediction
 from probgen.amortized.encoder import EncoderNet, ObservationEncoder
@@ -36,8 +37,8 @@ from probgen.amortized.task import Task
 from probgen.base.counts import is_count
 from probgen.base.errors import MethodError
 from probgen.base.typing import PRNGKey, Scalar
-from probgen.generative.family import Family, Now, Spec, Training
-from probgen.generative.learned import Exactness
+from probgen.generative.family import Now, Spec, Training
+from probgen.generative.learned import Exactness, Learned
 from probgen.generative.training import fit
 from probgen.infer.method import Method
 from probgen.nets.constant import Constant
@@ -98,7 +99,7 @@ class RatioNet(eqx.Module):
         return base + self.body(seen)[0]
 
 
-class Contrast(Family):
+class Contrast(AmortizedFamily):
     """A classifier of parameters given observations, packed vectors of a reading.
 
     Attributes:
@@ -159,6 +160,10 @@ class Contrast(Family):
 
     def distribution(self, net: RatioNet, spec: Spec) -> LearnedRatio:
         return LearnedRatio(self, spec, net)
+
+    def method(self, law: Learned) -> AmortizedLikelihood:
+        assert isinstance(law, LearnedLikelihood)
+        return AmortizedLikelihood(law=law)
 
 
 def contrastive_loss(h: Array, gamma: float) -> Scalar:

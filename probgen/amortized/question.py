@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from probgen.amortized.reading import Reading
+from probgen.amortized.truncation import Truncation
 from probgen.base.counts import is_count
 from probgen.base.errors import DataError, MethodError
 from probgen.base.part import Part
@@ -43,6 +44,7 @@ class Question(Part):
         bound: Such an observation, by name; none if empty.
         fixed: Arguments with a value per row that were the same in all simulations. The rows of an observation must be
             some of them.
+        truncation: The one observation that it is about, where simulations closed in on it.
     """
 
     reading: Reading
@@ -56,6 +58,7 @@ class Question(Part):
     outside: bool = eqx.field(static=True, default=False)
     bound: tuple[tuple[str, Array], ...] = ()
     fixed: tuple[tuple[str, Array], ...] = ()
+    truncation: Truncation | None = None
 
     def check(self) -> None:
         """Refuse what makes no sense."""
@@ -100,12 +103,9 @@ class Question(Part):
                     f"the model observes {sorted(seen)}, and the amortized posterior was trained on a simulator outside of "
                     f"it. Give the prior alone, and the observation by amortized.condition(...)."
                 )
-            if not self.bound:
-                raise MethodError(
-                    f"no observation was given. Write pg.infer(model, amortized.condition({self._call}))."
-                )
+            bound = self.observation_outside()
             self.check_constants(model)
-            return self._packed(dict(self.bound), {})
+            return self._packed(bound, {})
         if seen != set(self.reading.observed):
             raise MethodError(
                 f"the model observes {sorted(seen)}, and the amortized posterior was trained for observations of "
@@ -113,6 +113,16 @@ class Question(Part):
             )
         self.check_constants(model)
         return self._packed(observed_values(model), {name: model.leaves[name] for name in self.reading.arguments})
+
+    def observation_outside(self) -> dict[str, Array]:
+        """The observation of a simulator, by name; empty if observations are sites of the program.
+
+        Raises:
+            MethodError: If none was given.
+        """
+        if self.outside and not self.bound:
+            raise MethodError(f"no observation was given. Write pg.infer(model, amortized.condition({self._call})).")
+        return dict(self.bound)
 
     def bound_to(self, observed: Mapping[str, ArrayLike]) -> Question:
         """The same question about one observation of a simulator.
@@ -165,6 +175,8 @@ class Question(Part):
                     f"the observation has {count} rows along {group.name!r}, and the simulations had {lowest} or more. "
                     f"Amortize with fewest={{{group.name!r}: {count}}}."
                 )
+        if self.truncation is not None:
+            self.truncation.check(packed)
         return packed
 
     def check_constants(self, model: Model) -> None:

@@ -36,6 +36,8 @@ _LARGEST_ROOT = 512
 _NEIGHBOUR = 5
 _LEAST = 100
 """Smaller references say nothing."""
+_LITTLE = 0.05
+"""Share of false alarms above which no alarm is given."""
 _LEVEL = 1e-3
 _RIDGE = 1e-4
 
@@ -118,15 +120,17 @@ def _nearest(points: Array, z: Array, itself: int) -> tuple[Array, Array]:
     return distances, least[-2:]
 
 
-def judged(p: float, count: int) -> dict[str, float]:
+def judged(p: float, count: int, rows: int = 1) -> dict[str, float]:
     """Attributes of a run on an observation; warns where it lies outside the simulations.
 
     Args:
         p: From ``Reference.p_value``.
         count: Rows of the reference.
+        rows: How many rows were asked for, where ``p`` is the least of theirs, times their number.
     """
-    # The smallest value that there is says as much as so many rows can.
-    if p <= max(_LEVEL, 1.0 / (1 + count)):
+    # The smallest value that there is says as much as so many rows can; where that is little, nothing is said.
+    least = rows / (1 + count)
+    if p <= max(_LEVEL, least) * (1 + 1e-9) and least <= _LITTLE:
         warnings.warn(
             f"the observation lies outside the simulations (p = {p:.1e} for being one of them), where what was learned is "
             f"extrapolated and may be far off. Compare pg.simulate with the data; widen the model (priors, noise, outliers) "

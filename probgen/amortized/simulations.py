@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,13 +24,29 @@ from probgen.run.compiled import compile_all
 from probgen.run.progress import Progress
 from probgen.run.record import read_record, write_record
 
-__all__ = ["Simulations", "simulate_pairs"]
+__all__ = ["Points", "Simulations", "simulate_pairs"]
 
 _CHUNK = 1024
 _VERSION = 1
 
 type Design = Callable[[PRNGKey], Mapping[str, Array]]
 """Draws values of arguments of the program: positions, times, covariates."""
+
+
+class Points(NamedTuple):
+    """Where to simulate.
+
+    Attributes:
+        u: Unconstrained coordinates, shape ``(n, dim)``.
+        arguments: By argument that varies, shape ``(n, *shape)``.
+    """
+
+    u: np.ndarray
+    arguments: dict[str, np.ndarray]
+
+    def at(self, rows: np.ndarray) -> Points:
+        """Some of them, by number or by mark."""
+        return Points(self.u[rows], {name: values[rows] for name, values in self.arguments.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +74,20 @@ class Simulations:
         """Whether what was observed are no sites of a model, but outputs of a simulator that is not part of it."""
         sites = {site.name for site in model.sites}
         return not sites.issuperset(self.observed)
+
+    def chosen(self, rows: np.ndarray) -> Simulations:
+        """Some of them, by number or by mark."""
+        observed, arguments = ({k: v[rows] for k, v in part.items()} for part in (self.observed, self.arguments))
+        return dataclasses.replace(self, u=self.u[rows], observed=observed, arguments=arguments)
+
+    def and_those(self, others: Simulations) -> Simulations:
+        """These, and others of the same model after them."""
+        observed, arguments = (
+            {k: np.concatenate([v, more[k]]) for k, v in part.items()}
+            for part, more in ((self.observed, others.observed), (self.arguments, others.arguments))
+        )
+        u, failed = np.concatenate([self.u, others.u]), self.failed + others.failed
+        return Simulations(u, observed, arguments, self.names, failed)
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write them to one file: a description in JSON, the arrays, and a checksum. The file is the old one or the new one,
@@ -130,22 +161,31 @@ def with_arguments(density: Density, arguments: Mapping[str, Array]) -> Density:
 
 
 def _pairs(
-    key: PRNGKey, density: Density, indices: Array, observed: tuple[str, ...], design: Design | None
+    key: PRNGKey,
+    density: Density,
+    indices: Array,
+    observed: tuple[str, ...],
+    design: Design | None,
+    points: tuple[Array, Values] | None,
 ) -> tuple[Array, Values, Values]:
     latent = [site.name for site in density.model.of_kind(Kind.continuous)]
 
-    def one(index: Array) -> tuple[Array, Values, Values]:
+    def one(index: Array, point: tuple[Array, Values] | None) -> tuple[Array, Values, Values]:
         key_design, key_prior, key_data = jax.random.split(jax.random.fold_in(key, index), 3)
-        arguments = {} if design is None else dict(design(key_design))
-        here = with_arguments(density, arguments)
-        u = here.draw_prior(key_prior)
+        if point is None:
+            arguments = {} if design is None else dict(design(key_design))
+            here = with_arguments(density, arguments)
+            u = here.draw_prior(key_prior)
+        else:
+            u, arguments = point
+            here = with_arguments(density, arguments)
         values = here.constrain(u)
         traced = trace_forward(
             here.model, key_data, {name: values[name] for name in latent if name in values}, frozenset()
         )
         return u, {name: traced[name]["value"] for name in observed}, arguments
 
-    return jax.vmap(one)(indices)
+    return jax.vmap(one)(indices, points)
 
 
 def simulate_pairs(
@@ -155,9 +195,10 @@ def simulate_pairs(
     observed: tuple[str, ...],
     design: Design | None = None,
     *,
+    points: Points | None = None,
     progress: bool = False,
 ) -> Simulations:
-    """Run a program forward ``count`` times.
+    """Run a program forward ``count`` times, at draws from the prior or, if they are given, at as many points.
 
     Raises:
         MethodError: If a prior is improper.
@@ -167,7 +208,9 @@ def simulate_pairs(
     with Progress(["simulations"], count, progress, "draws") as bar:
         for first in range(0, count, _CHUNK):
             # The last chunk is as long as the others, so that nothing is compiled anew.
-            call = (key, density, jnp.arange(first, first + min(_CHUNK, count)), observed, design)
+            indices = np.arange(first, first + min(_CHUNK, count))
+            here = None if points is None else points.at(indices % count)
+            call = (key, density, jnp.asarray(indices), observed, design, here)
             (program,), _ = compile_all([(_pairs, call)])
             parts.append(jax.device_get(program(*call)))
             bar.update(0, min(first + _CHUNK, count), {})
@@ -196,5 +239,4 @@ def finite_only(found: Simulations) -> Simulations:
             "all simulations have the same observations, so there is nothing to learn from. Check that the observed "
             "sites depend on the latent ones."
         )
-    keep = {part: {k: v[good] for k, v in getattr(found, part).items()} for part in ("observed", "arguments")}
-    return dataclasses.replace(found, u=found.u[good], failed=found.failed + int(count - good.sum()), **keep)
+    return dataclasses.replace(found.chosen(good), failed=found.failed + int(count - good.sum()))

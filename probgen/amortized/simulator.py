@@ -26,7 +26,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from probgen.amortized.simulations import Simulations, finite_only
+from probgen.amortized.simulations import Points, Simulations, finite_only
 from probgen.base.counts import is_count
 from probgen.base.errors import DataError, MethodError
 from probgen.base.typing import PRNGKey, Values
@@ -103,6 +103,7 @@ def run_simulator(
     simulator: Simulator,
     workers: int | Executor = 1,
     *,
+    points: Points | None = None,
     store: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Simulations:
@@ -114,6 +115,7 @@ def run_simulator(
         count: How many simulations are tried.
         simulator: See ``Simulator``.
         workers: How many processes (1: this one), or an executor.
+        points: Where to run it in place of draws from the prior, ``count`` of them.
         store: A folder ``*.zarr`` in which simulations are kept as they are made: after a crash the same call goes on,
             and a call with a larger ``count`` adds to them.
         progress: Show a progress bar.
@@ -126,14 +128,16 @@ def run_simulator(
     entropy = tuple(int(word) for word in np.asarray(jax.random.key_data(key_data)).reshape(-1))
     found = _Found(frozenset(site.name for site in density.model.sites))
     with (
-        _kept(store, key, density, simulator) as kept,
+        _kept(store, key, density, simulator, points) as kept,
         _submitting(workers) as submit,
         Progress(["simulations"], count, progress, "simulations") as bar,
     ):
         for first in range(0, count, _BLOCK):
             last = min(first + _BLOCK, count)
             # A block is always drawn whole, so that its draws do not depend on how many are wanted.
-            call = (key_prior, density, jnp.arange(first, first + _BLOCK))
+            indices = np.arange(first, first + _BLOCK)
+            here = None if points is None else points.u[indices % count]
+            call = (key_prior, density, jnp.asarray(indices), here)
             (program,), _ = compile_all([(_draws, call)])
             u, sites = jax.device_get(program(*call))
             found.u.append(np.asarray(u)[: last - first])
@@ -154,13 +158,13 @@ def run_simulator(
     return found.simulations(density.names)
 
 
-def _draws(key: PRNGKey, density: Density, indices: Array) -> tuple[Array, Values]:
-    def one(index: Array) -> tuple[Array, Values]:
+def _draws(key: PRNGKey, density: Density, indices: Array, points: Array | None) -> tuple[Array, Values]:
+    def one(index: Array, point: Array | None) -> tuple[Array, Values]:
         key_prior, key_values = jax.random.split(jax.random.fold_in(key, index))
-        u = density.draw_prior(key_prior)
+        u = density.draw_prior(key_prior) if point is None else point
         return u, density.values(key_values, u)
 
-    return jax.vmap(one)(indices)
+    return jax.vmap(one)(indices, points)
 
 
 # -- in the workers ----------------------------------------------------------------------------------------------------
@@ -228,7 +232,11 @@ def _result(task: Any) -> list[Outputs | str]:
 
 @contextlib.contextmanager
 def _kept(
-    store: str | os.PathLike[str] | None, key: PRNGKey, density: Density, simulator: Simulator
+    store: str | os.PathLike[str] | None,
+    key: PRNGKey,
+    density: Density,
+    simulator: Simulator,
+    points: Points | None,
 ) -> Iterator[Store | None]:
     if store is None:
         yield None
@@ -246,6 +254,8 @@ def _kept(
         "seed": str(jax.random.key_data(key).tolist()),
         "precision": "64-bit" if jax.config.jax_enable_x64 else "32-bit",
     }
+    if points is not None:
+        identity["points"] = stable(points.u)
     with Store(store, identity) as kept:
         yield kept
 

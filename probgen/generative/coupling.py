@@ -47,6 +47,8 @@ class Coupling(Part):
 
     needs_condition: ClassVar[bool] = False
     """Whether it is meant for data with conditions."""
+    skews: ClassVar[bool] = False
+    """Whether starts come to depend on the conditions, which it leaves out of account."""
 
     @abc.abstractmethod
     def pair(self, key: PRNGKey, start: Array, x: Array, condition: Array | None) -> Array:
@@ -79,6 +81,8 @@ class GivenPairs(Coupling):
 
 class OptimalTransport(Coupling):
     """The exact optimal transport within the batch, conditions left out of account."""
+
+    skews: ClassVar[bool] = True
 
     def pair(self, key: PRNGKey, start: Array, x: Array, condition: Array | None) -> Array:
         return assign(_squared(x, start))
@@ -146,6 +150,8 @@ class EntropicOT(Coupling):
         epsilon: :math:`\varepsilon`, in squared standard units.
         iterations: Of Sinkhorn.
     """
+
+    skews: ClassVar[bool] = True
 
     epsilon: float = eqx.field(static=True, default=0.1)
     iterations: int = eqx.field(static=True, default=50)
