@@ -169,7 +169,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", nargs="+", choices=["flow_matching", "npe"], default=["flow_matching", "npe"])
     parser.add_argument("--simulations", type=int, default=50_000)
-    parser.add_argument("--steps", type=int, default=30_000)
+    parser.add_argument("--steps", type=int, default=16_000)
     parser.add_argument("--data-sets", type=int, default=3, help="per number of surveys, with a reference by NUTS")
     parser.add_argument(
         "--errors", type=int, default=200, help="data sets per number of surveys, for the relative error"

@@ -67,6 +67,7 @@ from probgen.infer.stein_vi import SteinVI
 from probgen.infer.svi import SVI
 from probgen.kernels.moves import DifferentialEvolution
 from probgen.program.hamiltonian import Hamiltonian
+from probgen.program.interventions import do, from_world
 from probgen.program.model import Model
 from probgen.program.proposals import Auxiliary, Bootstrap, Guided, LocallyLinear
 from probgen.program.rao_blackwellised import RaoBlackwellised
@@ -162,6 +163,8 @@ __all__ = [
     "Systematic",
     "amortize",
     "check",
+    "do",
+    "from_world",
     "guide",
     "infer",
     "load",
@@ -176,6 +179,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "testing":  # few need it, and all would wait for it
-        return importlib.import_module("probgen.testing")
+    if name in ("causal", "testing"):  # not everyone needs them, and all would wait for them
+        return importlib.import_module(f"probgen.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

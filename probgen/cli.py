@@ -34,6 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+causal_app = typer.Typer(help="Causal questions.", no_args_is_help=True)
+app.add_typer(causal_app, name="causal")
 _ROWS = 40
 """Rows of the summary that are printed; the file has all."""
 
@@ -314,6 +316,90 @@ def demo(
         )
         if tree.attrs["ended"] not in ("completed", "interrupted"):
             raise typer.Exit(1)
+
+
+@causal_app.command("identify")
+def identify_query(
+    graph: Annotated[str, typer.Argument(help='The graph, as edges: "W->X; W->Y; X->Y; X<->Y".')],
+    query: Annotated[str, typer.Argument(help='The query: "P(Y | do(X))".')],
+    latex: Annotated[bool, typer.Option("--latex", help="Print the formula as LaTeX.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say whether a causal query has an answer in a graph, and by which formula."""
+    with _reported(debug):
+        from probgen import causal
+
+        estimand = causal.identify(causal.graph(graph), query)
+        _out().print(estimand.latex() if latex else str(estimand), markup=False)
+
+
+@causal_app.command("sensitivity")
+def sensitivity_of_regression(
+    data: Annotated[Path, typer.Argument(help="JSON, CSV, npz or netCDF: one column per variable.")],
+    treatment: Annotated[str, typer.Option(help="Name of the treatment.")],
+    outcome: Annotated[str, typer.Option(help="Name of the outcome.")],
+    covariates: Annotated[str, typer.Option(help="Names of covariates, with commas; text becomes categories.")] = "",
+    benchmarks: Annotated[
+        str,
+        typer.Option(help="Covariates to compare a confounder with, by commas; a+b is a group. Default: strongest."),
+    ] = "",
+    null: Annotated[float, typer.Option(help="The effect at which the conclusion changes.")] = 0.0,
+    level: Annotated[float, typer.Option(help="Level of confidence intervals.")] = 0.95,
+    robust: Annotated[bool, typer.Option("--robust", help="Standard errors for unequal variances (HC1).")] = False,
+    clusters: Annotated[str, typer.Option(help="Name of a column of clusters for standard errors.")] = "",
+    report_path: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write a report to this file (.html).")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Regress an outcome on a treatment, and say how strong a hidden confounder would have to be."""
+    with _reported(debug):
+        from probgen import causal
+        from probgen.program.files import load_data
+        from probgen.run.output import check_writable
+
+        if not 0 < level < 1:
+            raise typer.BadParameter(f"{level} is not between 0 and 1", param_hint="--level")
+        if report_path is not None:
+            check_writable(report_path, ".html")
+        regression = causal.Regression.fit(
+            load_data(data), outcome, treatment, _names(covariates), robust=robust, clusters=clusters or None
+        )
+        groups = [_names(group, "+") for group in _names(benchmarks)] or None
+        found = causal.sensitivity(regression, benchmarks=groups, null=null, level=level)
+        out = _out()
+        out.print(f"[bold]Sensitivity of the {escape(found.heading)}[/]")
+        for one in found.analyses:
+            out.print(f"\n[bold]{escape(one.title)}[/]\n{escape(one.text)}")
+            table = Table(box=None, pad_edge=False, show_header=False)
+            for measure in one.measures:
+                table.add_row(f"  {measure.name}", measure.shown, escape(measure.meaning))
+            out.print(table)
+            cells = one.table
+            table = Table("scenario", box=None, pad_edge=False, header_style="bold")
+            for name in cells.columns:
+                table.add_column(str(name), justify="right", no_wrap=True)
+            for label, row in zip(cells.index, cells.to_numpy(float), strict=True):
+                table.add_row(escape(str(label)), *(f"{value:.4g}" for value in row))
+            if len(cells):
+                out.print(table)
+            for note in one.notes:
+                out.print(f"[dim]{escape(note)}[/]")
+        if report_path is not None:
+            import matplotlib
+
+            matplotlib.use("Agg")
+            from probgen.report.html import report
+
+            report(found, report_path)
+            out.print(f"\nReport: {report_path}")
+        else:
+            _next(["Pictures and all numbers in one file: add --report out.html"])
+
+
+def _names(text: str, separator: str = ",") -> list[str]:
+    """Names in one argument."""
+    return [name.strip() for name in text.split(separator) if name.strip()]
 
 
 # -- what the commands share -----------------------------------------------------------------------------------------

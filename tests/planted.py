@@ -1087,6 +1087,30 @@ CIRCUITS_AND_ENERGIES = (
 
 JOINT_AND_PREDICTORS = (
     Mutant(
+        "solver_stays",
+        "amortized/amortized.py",
+        "family=dataclasses.replace(inner, solver=solver))",
+        "family=inner)",
+        "an amortized posterior with another number of steps takes as many as before",
+        ("tests/test_amortized_coupling.py::test_another_solver_follows_the_same_flow",),
+    ),
+    Mutant(
+        "entropic_plans_are_not_warned_of",
+        "generative/coupling.py",
+        '        iterations: Of Sinkhorn.\n    """\n\n    skews: ClassVar[bool] = True\n',
+        '        iterations: Of Sinkhorn.\n    """\n\n    skews: ClassVar[bool] = False\n',
+        "an amortized posterior is learned with a coupling that forgets the observation, and nobody is told",
+        ("tests/test_amortized_coupling.py::test_couplings_that_forget_the_observation_are_warned_of",),
+    ),
+    Mutant(
+        "outputs_follow_the_prior_graph",
+        "amortized/joint.py",
+        "attention = Full() if question.outside else self.attention",
+        "attention = self.attention",
+        "the tokens of what a simulator returns have no place in the graph of the program",
+        ("tests/test_joint.py::test_a_simulator_may_draw_the_data",),
+    ),
+    Mutant(
         "rows_follow_all_rows",
         "amortized/token_attention.py",
         "                here |= _followed(at, batch, child, site, dims, found.get((child.name, site.name)))\n",
@@ -1149,6 +1173,33 @@ COMPOSED_AND_POSED = (
     ),
 )
 
+FACTORS = (
+    Mutant(
+        "factors_of_rows_that_are_not_there",
+        "amortized/factor_posterior.py",
+        "slope = jnp.where(present[:, None, None], slope, 0.0)",
+        "slope = jnp.where(present[:, None, None], slope, slope)",
+        "a posterior of two surveys has the precision of eight",
+        ("tests/test_factor_posterior.py::test_rows_that_are_not_there_play_no_part_and_others_have_no_order",),
+    ),
+    Mutant(
+        "factors_without_a_prior",
+        "amortized/factor_posterior.py",
+        "precision, pull = jnp.eye(dim, dtype=dtype), -point",
+        "precision, pull = 1e-6 * jnp.eye(dim, dtype=dtype), -point",
+        "the product of factors forgets the prior",
+        ("tests/test_factor_posterior.py::test_gaussian_rows_have_their_exact_posterior_for_any_number_and_design",),
+    ),
+    Mutant(
+        "whitening_has_the_volume_of_its_inverse",
+        "amortized/whitening.py",
+        "return inner - jnp.sum(",
+        "return -inner - jnp.sum(",
+        "the density of a posterior of factors is wrong by what the data say",
+        ("tests/test_factor_posterior.py::test_a_whitening_is_invertible_and_knows_its_volume",),
+    ),
+)
+
 SIMULATORS = (
     Mutant(
         "simulations_share_their_seed",
@@ -1181,6 +1232,33 @@ SIMULATORS = (
         "_nearest(points, z, 0)[1]",
         "observations look farther away than those of the reference, and alarms are false",
         ("tests/test_misspecification.py::test_the_p_value_is_uniform_for_data_of_the_model",),
+    ),
+)
+
+ROUNDS = (
+    Mutant(
+        "envelopes_are_forgotten",
+        "amortized/truncated_prior.py",
+        "log_prior - envelope.log_prob(u)",
+        "jnp.zeros_like(log_prior)",
+        "rounds draw from the envelope cut off, not from the prior",
+        ("tests/test_truncated.py::test_draws_are_those_of_the_prior_inside[by an envelope]",),
+    ),
+    Mutant(
+        "only_the_last_region_counts",
+        "amortized/truncated_prior.py",
+        "for region in regions]).all(0)",
+        "for region in regions]).any(0)",
+        "what one round left out comes back in the next, unevenly simulated",
+        ("tests/test_truncated.py::test_draws_are_those_of_the_prior_inside[inside of two]",),
+    ),
+    Mutant(
+        "old_simulations_stay_outside",
+        "amortized/truncated.py",
+        "made = made.chosen(prior.inside(made.u))",
+        "made = made.chosen(np.ones(len(made.u), bool))",
+        "rounds are trained on a mixture of priors, and the posterior is that of none of them",
+        ("tests/test_truncated.py::test_a_round_simulates_inside_and_uses_again_what_is_inside",),
     ),
 )
 
@@ -1250,6 +1328,300 @@ LIKELIHOODS = (
         "the class of no match is trained with the match among the parameters",
         ("tests/test_nle.py::test_the_loss_is_that_of_the_classifier",),
     ),
+    Mutant(
+        "answers_are_read_in_units_of_their_own",
+        "amortized/binary_regression.py",
+        "jax.vmap(self.own.inward)(rows)], 1)",
+        "rows], 1)",
+        "the regression of answers takes the arguments of a row as they are, and its ridge with them",
+        ("tests/test_binary_regression.py::test_before_training_it_is_the_logistic_regression_on_products",),
+    ),
+    Mutant(
+        "weights_of_few_draws_are_repeated",
+        "amortized/importance_sampling.py",
+        "short = weights.ess < _WORTH * plan.chains * plan.draws",
+        "short = False",
+        "a few points with nearly all of the weight are repeated as draws",
+        ("tests/test_binary_regression.py::test_weights_that_are_worth_few_draws_are_not_repeated",),
+    ),
+    Mutant(
+        "entries_are_predicted_from_on_a_bent_scale",
+        "amortized/encoder.py",
+        "parts = [self.flat.straight(read.flat, read.flat_seen), ",
+        "parts = [self.flat(read.flat, read.flat_seen), ",
+        "the linear prediction sees entries on a bent scale alone, so that a Gaussian law is predicted with a bias",
+        ("tests/test_linear_prediction.py::test_a_gaussian_posterior_is_predicted_without_bias",),
+    ),
+    Mutant(
+        "proposals_are_not_warmed_up",
+        "amortized/amortized_likelihood.py",
+        "_TO_FIT = Plan(DRAWS_TO_FIT // 4, 1000, 4)",
+        "_TO_FIT = Plan(DRAWS_TO_FIT // 4, 0, 4)",
+        "a proposal is fitted to draws of a sampler that was not adapted",
+        ("tests/test_binary_regression.py::test_a_proposal_from_a_sampler_of_ones_own_is_warmed_up",),
+    ),
+)
+
+CAUSAL_GRAPHS = (
+    Mutant(
+        "hidden_causes_open_no_path",
+        "causal/separation.py",
+        "heads |= marks.children[place] | marks.spouses[place]",
+        "heads |= marks.children[place]",
+        "a bidirected edge at the start of a path, or after a fork, joins nothing",
+        ("tests/test_causal_graph.py::test_separation_is_that_of_the_graph_with_its_hidden_nodes",),
+    ),
+    Mutant(
+        "effects_of_mediators_are_covariates",
+        "causal/adjustment.py",
+        "return graph.descendants(causal_nodes(graph, treatment, outcome))",
+        "return causal_nodes(graph, treatment, outcome)",
+        "sets may hold descendants of what stands between treatment and outcome",
+        ("tests/test_causal_graph.py::test_a_set_is_valid_exactly_where_adjusting_gives_the_truth",),
+    ),
+    Mutant(
+        "projection_forgets_hidden_causes_of_the_hidden",
+        "causal/graph.py",
+        "for b in (effects | siblings) - {a}:",
+        "for b in effects - {a}:",
+        "what shares a hidden cause with a hidden node no longer depends on its effects",
+        ("tests/test_causal_graph.py::test_projection_keeps_separations_and_does_not_depend_on_the_order",),
+    ),
+    Mutant(
+        "arguments_confound_nothing",
+        "causal/program_graph.py",
+        "found.setdefault(site, set()).add(name)",
+        "found.setdefault(site, set())",
+        "covariates and group labels that are arguments of the program are left out of its graph",
+        ("tests/test_causal_graph.py::test_the_graph_of_a_program_is_that_of_its_units",),
+    ),
+    Mutant(
+        "strata_share_degrees_of_freedom",
+        "causal/implications.py",
+        "free = int(((levels[0] - 1) * (levels[1] - 1)).sum())",
+        "free = int(((levels[0] - 1) * (levels[1] - 1)).max())",
+        "the G test given others has the degrees of freedom of one stratum",
+        ("tests/test_causal_graph.py::test_p_values_are_uniform_and_families_err_as_rarely_as_they_say",),
+    ),
+)
+
+IDENTIFICATION = (
+    Mutant(
+        "districts_ignore_hidden_causes",
+        "causal/kernels.py",
+        "    district = before.district(name)\n    return (district | before.parents(district)) - {name}\n",
+        "    return before.parents(name)\n",
+        "each node is taken as independent of earlier ones given its parents, hidden causes or not",
+        ("tests/test_identify.py::test_the_cases_of_the_literature_are_identified_exactly[napkin]",),
+    ),
+    Mutant(
+        "the_verifier_is_blind",
+        "causal/verification.py",
+        "        error = max(error, wrong)\n",
+        "        error = min(error, wrong)\n",
+        "an estimand that is wrong on random models is returned",
+        ("tests/test_identify.py::test_a_wrong_formula_does_not_pass",),
+    ),
+    Mutant(
+        "empty_cells_count_as_zero",
+        "causal/observed_law.py",
+        "np.where(some.array != fine.array, np.nan, total.array)",
+        "total.array",
+        "where there is no overlap the plug-in is a sum without the missing strata",
+        ("tests/test_identify.py::test_empty_cells_are_named",),
+    ),
+    Mutant(
+        "recanting_districts_are_overlooked",
+        "causal/identify.py",
+        "if district & asked and district & other:",
+        "if asked & other & district:",
+        "natural effects are called identified although the mediator and the outcome share a hidden cause",
+        ("tests/test_identify.py::test_natural_effects_need_an_unconfounded_mediator",),
+    ),
+    Mutant(
+        "every_node_may_be_seen_as_set",
+        "causal/identify.py",
+        "if cut.separated(left, name, right | (seen - {name})):",
+        "if name in seen:",
+        "conditions that the intervention changes are treated as interventions",
+        ("tests/test_identify.py::test_the_cases_of_the_literature_are_identified_exactly[joint_law_after_do]",),
+    ),
+)
+
+SENSITIVITY = (
+    Mutant(
+        "bias_forgets_what_is_left_of_the_treatment",
+        "causal/cinelli_hazlett.py",
+        "bias = regression.se * np.sqrt(dof * outcome * treatment / (1 - treatment))",
+        "bias = regression.se * np.sqrt(dof * outcome * treatment)",
+        "adjusted estimates and contours show too little bias",
+        ("tests/test_sensitivity.py::test_omitted_variable_bias_is_an_identity",),
+    ),
+    Mutant(
+        "worst_confounder_sits_in_the_corner",
+        "causal/robustness.py",
+        "    if critical > 0 and f > 1 / critical:\n        return (f**2 - critical**2) / (1 + f**2)\n",
+        "",
+        "robustness values of intervals are too large when few degrees of freedom are left",
+        ("tests/test_sensitivity.py::test_robustness_values_are_where_the_conclusion_tips",),
+    ),
+    Mutant(
+        "ties_are_ranked_one_after_the_other",
+        "causal/pair_statistic.py",
+        "return rankdata(np.abs(differences))",
+        'return rankdata(np.abs(differences), method="ordinal")',
+        "p-values of matched pairs depend on the order of pairs with equal differences",
+        ("tests/test_sensitivity.py::test_signed_rank_is_exact_by_enumeration_and_scipy",),
+    ),
+    Mutant(
+        "response_functions_are_read_backwards",
+        "causal/response_program.py",
+        "setting = setting * self.levels[parent] + values[parent]",
+        "setting = setting + values[parent]",
+        "types of variables with two parents answer the same to different settings",
+        ("tests/test_sensitivity.py::test_queries_that_depend_on_exogenous_variables_use_their_law",),
+    ),
+)
+
+WORLDS = (
+    Mutant(
+        "losers_do_not_know_the_winner",
+        "program/discrete_noise.py",
+        "rest = -jnp.logaddexp(log_p - top, -free)",
+        "rest = free",
+        "the Gumbel noise of a category that lost is not below that of the winner: its value would change by itself",
+        ("tests/test_structural.py::test_gumbel_max_is_the_posterior_of_oberst_and_sontag",),
+    ),
+    Mutant(
+        "every_step_is_the_first",
+        "program/structural.py",
+        "                value = value[step]\n",
+        "                value = value[0]\n",
+        "an intervention inside a scan sets every step to the value of the first",
+        ("tests/test_worlds.py::test_interventions_reach_into_a_scan",),
+    ),
+    Mutant(
+        "indirect_effect_of_the_other_arm",
+        "causal/effects.py",
+        "more, cross = self._crossed(mediator, control, treated)\n            effect = more.ate(outcome, cross, control)",
+        "more, cross = self._crossed(mediator, treated, control)\n            effect = more.ate(outcome, treated, cross)",
+        "the pure natural indirect effect is the total one",
+        ("tests/test_worlds.py::test_mediation_with_interaction",),
+    ),
+)
+
+ESTIMATION = (
+    Mutant(
+        "weights_forget_that_they_were_estimated",
+        "causal/ipw.py",
+        "            influence = influence + fitted.scores @ gradient\n",
+        "            influence = influence - fitted.scores @ gradient\n",
+        "standard errors of weighted estimates are too large, where they should be smaller than with known propensities",
+        (
+            "tests/test_estimate.py::test_saturated_estimators_are_the_plug_in_and_agree_on_the_standard_error",
+            "tests/test_estimate.py::test_effects_on_the_treated_agree_where_models_are_saturated",
+        ),
+    ),
+    Mutant(
+        "units_are_predicted_by_their_own_fit",
+        "causal/cross_fit.py",
+        "fitted = learners.fit(rng, learner, x[among & ~here], y[among & ~here])",
+        "fitted = learners.fit(rng, learner, x[among], y[among])",
+        "cross-fitting does not cross: flexible learners see the unit that they predict",
+        ("tests/test_estimate.py::test_no_unit_is_predicted_by_a_fit_that_has_seen_it_or_its_cluster",),
+    ),
+    Mutant(
+        "matches_count_as_if_used_once",
+        "causal/matching.py",
+        "factor = share**2 + (2 * m - 1) / m * share",
+        "factor = share + (2 * m - 1) / m * share",
+        "standard errors of matching ignore that some units are matches again and again",
+        ("tests/test_estimate.py::test_matching_is_what_its_formulas_say[ATE]",),
+    ),
+)
+
+BOUNDS = (
+    Mutant(
+        "confounding_of_the_observed_arm",
+        "causal/marginal_bounds.py",
+        "moved = (1 - propensity) * (1 - 1 / gamma)",
+        "moved = propensity * (1 - 1 / gamma)",
+        "bounds of an arm move with its own share instead of that of the other arm",
+        ("tests/test_bounds.py::test_sharp_bounds_of_other_laws",),
+    ),
+    Mutant(
+        "no_curvature_of_the_expectile",
+        "causal/bound_scores.py",
+        "nu = 1 + (gamma - 1) * below",
+        "nu = 1.0",
+        "the score of bounds by expectiles is not orthogonal",
+        ("tests/test_bounds.py::test_errors_of_nuisances_count_by_their_squares",),
+    ),
+    Mutant(
+        "quantiles_of_the_wrong_side",
+        "causal/bound_scores.py",
+        "level = 1 - share if sign > 0 else share",
+        "level = 1 - share",
+        "lower bounds of an effect are wider than the sharp ones",
+        ("tests/test_bounds.py::test_scores_find_the_bounds_of_their_model",),
+    ),
+)
+
+CONFOUNDERS = (
+    Mutant(
+        "treatment_tells_nothing",
+        "program/confounded.py",
+        "load = self.alignment * jnp.sqrt(self.r2_outcome / self.left)",
+        "load = self.alignment * jnp.sqrt(self.r2_outcome)",
+        "the share of the outcome is taken before, and not after, the treatment is known",
+        (
+            "tests/test_confounded.py::test_normal_sites_keep_their_scales_and_the_slope_moves_by_the_bias",
+            "tests/test_confounded.py::test_a_binary_treatment_keeps_its_probability",
+        ),
+    ),
+    Mutant(
+        "coordinates_change_the_law",
+        "program/confounded.py",
+        "        super().__init__(zeros, 1.0)\n",
+        "        super().__init__(zeros, width)\n",
+        "where samplers look for a confounder is taken for its distribution",
+        ("tests/test_confounded.py::test_normal_sites_keep_their_scales_and_the_slope_moves_by_the_bias",),
+    ),
+    Mutant(
+        "alignment_is_forgotten",
+        "causal/posterior_bias.py",
+        'drawn["r2_Y"], drawn["alignment"])',
+        'drawn["r2_Y"], 1.0)',
+        "a confounder of either direction is taken to work one way",
+        ("tests/test_confounded.py::test_bias_of_a_draw_is_that_of_the_regression",),
+    ),
+)
+
+MOMENTS = (
+    Mutant(
+        "balance_with_oneself",
+        "causal/balancing.py",
+        "gram[arm] @ goal)",
+        "gram[arm] @ even)",
+        "balancing weights leave the law of the covariates as it is",
+        ("tests/test_moments.py::test_balancing_weights_are_optimal[ATE-EnergyDistance]",),
+    ),
+    Mutant(
+        "efficient_weight_without_residuals",
+        "causal/streaming_gmm.py",
+        "np.asarray(state.scores[:q, :q] if efficient else state.zz)",
+        "np.asarray(state.zz)",
+        "efficient GMM is two-stage least squares",
+        ("tests/test_moments.py::test_streaming_equals_offline[True]",),
+    ),
+    Mutant(
+        "invalid_instrument_without_omega",
+        "causal/invalid_instrument.py",
+        "fixed, slope = r * y - omega_y, r * a - omega_a",
+        "fixed, slope = r * y, r * a",
+        "a wrong model of the instrument biases the effect though omega is right",
+        ("tests/test_moments.py::test_invalid_instrument_is_multiply_robust[treatment-instrument]",),
+    ),
 )
 
 MUTANTS = (
@@ -1270,7 +1642,17 @@ MUTANTS = (
     + NORMALISING_FLOWS
     + JOINT_AND_PREDICTORS
     + COMPOSED_AND_POSED
+    + FACTORS
     + SIMULATORS
+    + ROUNDS
     + PATHS
     + LIKELIHOODS
+    + CAUSAL_GRAPHS
+    + IDENTIFICATION
+    + WORLDS
+    + SENSITIVITY
+    + ESTIMATION
+    + BOUNDS
+    + CONFOUNDERS
+    + MOMENTS
 )

@@ -42,6 +42,12 @@ def test_every_generative_name_has_its_place_in_the_reference():
     assert set(pg.generative.__all__) - listed == set(), "add them to docs/api/"
 
 
+def test_every_causal_name_has_its_place_in_the_reference():
+    page = (ROOT / "docs" / "api" / "causal.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"auto(?:class|function|data):: probgen\.causal\.(\w+)$", page, re.M))
+    assert set(pg.causal.__all__) - listed == set(), "add them to docs/api/causal.md"
+
+
 def test_every_method_is_in_the_table_of_the_readme():
     rows = re.findall(r"^\| (`pg\..*?) \|", README, re.M)
     named = set(re.findall(r"pg\.(\w+)", "".join(rows)))

@@ -153,7 +153,7 @@ def test_same_seed_whatever_the_batches_and_no_second_compilation(fitted, monkey
     other = predict(model.with_data(x=np.array([3.0, 4.0, 5.0])), tree, seed=6)
     assert compile_count() == before
     assert not np.array_equal(whole["posterior_predictive/y"], other["posterior_predictive/y"])
-    monkeypatch.setattr(sys.modules["probgen.infer.predict"], "_BYTES", 70_000)
+    monkeypatch.setattr(sys.modules["probgen.infer.batched"], "_BYTES", 70_000)
     cut = predict(model, tree, seed=jax.random.key(5))
     assert compile_count() == before + 1
     np.testing.assert_array_equal(whole["posterior_predictive/y"], cut["posterior_predictive/y"])

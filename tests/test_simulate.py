@@ -75,7 +75,7 @@ def test_seeds_batches_and_compilation(monkeypatch):
     other = simulate(model.with_data(sd=2 * SD), draws=50, seed=4)
     assert compile_count() == before
     assert not np.array_equal(whole["prior/mu"], other["prior/mu"])
-    monkeypatch.setattr(sys.modules["probgen.infer.predict"], "_BYTES", 700)
+    monkeypatch.setattr(sys.modules["probgen.infer.batched"], "_BYTES", 700)
     cut = simulate(model, draws=50, seed=jax.random.key(3))
     assert compile_count() == before + 1
     np.testing.assert_array_equal(whole["prior_predictive/y"], cut["prior_predictive/y"])

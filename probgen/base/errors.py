@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import enum
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "DataError",
@@ -44,7 +45,19 @@ class StoreError(ProbgenError, OSError):
 
 
 class NotIdentified(ProbgenError):
-    """The causal query has no estimand in this graph."""
+    """The causal query has no estimand in this graph.
+
+    Attributes:
+        hedge: The ``pg.causal.Hedge`` that proves so; ``None`` where the reason is another.
+        recanting: The ``pg.causal.RecantingDistrict`` that proves so for a natural or path-specific effect, or ``None``.
+        advice: Sentences that say what can be done instead.
+    """
+
+    def __init__(self, message: str, *, hedge: Any = None, recanting: Any = None, advice: tuple[str, ...] = ()):
+        super().__init__(message)
+        self.hedge = hedge
+        self.recanting = recanting
+        self.advice = advice
 
 
 class ProbgenWarning(UserWarning):

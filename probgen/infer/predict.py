@@ -9,17 +9,17 @@ by systematic resampling; the coordinate ``ancestor`` says which posterior draw 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from probgen.base.errors import MethodError, ModelError, suggestion
 from probgen.base.keys import as_key
 from probgen.base.typing import Values
+from probgen.infer.batched import in_batches
 from probgen.infer.replayed import Posterior, Replayed, check_drawable, reported, unknown, with_new_data
 from probgen.infer.results import constant_data, dataset, labelled, observed_data
 from probgen.program.density import Density
@@ -27,16 +27,11 @@ from probgen.program.enumerated import density_of
 from probgen.program.model import Model
 from probgen.program.simulate import forward, halves, memory, outcomes, pointwise
 from probgen.program.sites import Kind, variable_name
-from probgen.run.compiled import compile_all
-from probgen.run.progress import Progress, show_by_default
 
 if TYPE_CHECKING:
     import xarray
 
 __all__ = ["log_likelihood", "predict", "simulate"]
-
-_BYTES = 1 << 26
-"""About how much the values of one batch of draws may take."""
 
 
 def simulate(
@@ -71,7 +66,9 @@ def simulate(
         check_drawable(site, "pg.simulate")
     observed = outcomes(model)
     names = reported(model)
-    values = _run(forward, (model.unlabelled(), key), draws, {}, (frozenset(), tuple(names)), memory(model), progress)
+    values = in_batches(
+        forward, (model.unlabelled(), key), draws, {}, (frozenset(), tuple(names)), memory(model), progress
+    )
     values = {name: value[None] for name, value in values.items()}
     groups = {
         "prior": labelled(model, {name: values[name] for name in names if name not in observed}),
@@ -155,7 +152,7 @@ def predict(
     rows, ancestors = posterior.rows(jax.random.fold_in(key, 0))
     held = {name: value[rows] for name, value in plan.per_draw.items()}
     held |= {name: np.broadcast_to(value, (len(rows), *value.shape)) for name, value in plan.constant.items()}
-    values = _run(
+    values = in_batches(
         forward,
         (target.unlabelled(), jax.random.fold_in(key, 1)),
         len(rows),
@@ -209,10 +206,10 @@ def log_likelihood(model: Model, tree: xarray.DataTree, *, progress: bool | None
     held = {name: value[rows] for name, value in plan.per_draw.items()}
     density = _summed_out(model)
     if density is not None:
-        terms, masks = _run(marginal, (density,), len(rows), held, (), memory(model), progress), {}
+        terms, masks = in_batches(marginal, (density,), len(rows), held, (), memory(model), progress), {}
     else:
         leading = (model.unlabelled(), jax.random.key(0))
-        terms, masks = _run(pointwise, leading, len(rows), held, (), memory(model), progress)
+        terms, masks = in_batches(pointwise, leading, len(rows), held, (), memory(model), progress)
     scaffold = halves(model)
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     coords = {}
@@ -248,39 +245,6 @@ def _summed_out(model: Model) -> Density | None:
         return density_of(model)
     except MethodError:
         return None
-
-
-# -- running ---------------------------------------------------------------------------------------------------------
-
-
-def _run(
-    function: Callable[..., Any],
-    leading: tuple[Any, ...],
-    count: int,
-    values: Mapping[str, np.ndarray],
-    trailing: tuple[Any, ...],
-    size: int,
-    progress: bool | None,
-) -> Any:
-    """Call ``function(*leading, indices, values, *trailing)`` for all draws, in batches of one compiled size; arrays
-    come back on the host."""
-    batch = max(1, min(count, _BYTES // size))
-    batches = -(-count // batch)
-    batch = -(-count // batches)
-
-    def arguments(first: int) -> tuple[Any, ...]:
-        # The last batch is filled up with copies of the last draw, which are dropped.
-        indices = np.minimum(np.arange(first, first + batch), count - 1)
-        held: Values = {name: jnp.asarray(value[indices]) for name, value in values.items()}
-        return (*leading, jnp.asarray(indices), held, *trailing)
-
-    (program,), _ = compile_all([(function, arguments(0))])
-    parts = []
-    with Progress(["draws"], count, show_by_default() if progress is None else progress) as bar:
-        for first in range(0, count, batch):
-            parts.append(jax.device_get(program(*arguments(first))))
-            bar.update(0, min(first + batch, count), {})
-    return jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts)
 
 
 # -- checks ----------------------------------------------------------------------------------------------------------

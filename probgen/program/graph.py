@@ -19,7 +19,7 @@ from jax import Array
 from numpyro import handlers
 
 from probgen.base.errors import ModelError
-from probgen.program.handlers import Message, _Reaching
+from probgen.program.handlers import Message, _Reaching, base_of
 from probgen.program.model import Model
 from probgen.program.observations import site_log_prob
 from probgen.program.provenance import provenance
@@ -114,6 +114,34 @@ def draw_graph(model: Model, path: str | PathLike[str] | None = None) -> Figure:
     return figure
 
 
+def arguments_of(model: Model, constants: Callable[[Any], str | None]) -> dict[str, frozenset[str]]:
+    """The arguments that each site's distribution, or value, is computed from without passing through another site.
+
+    Masks and scales around a distribution do not count.
+
+    Args:
+        model: The model.
+        constants: A name for an array that the program finds outside of its arguments, under which it counts as an
+            argument; ``None`` for one that does not.
+
+    Returns:
+        By name of the site (either half of an ``obs_mask`` site has its own), names of arguments.
+    """
+    stems = {f"argument {name}": name for name in model.leaves}
+
+    def computed(values: dict[str, Any]) -> dict[str, Any]:
+        leaves = {name: values[label] for label, name in stems.items()}
+        tag = _Tag(model._bind(leaves, {}, model.world), {k: v for k, v in values.items() if k not in stems})
+        return _computed(tag, lambda site: _numbers({**site, "fn": base_of(site["fn"]), "scale": None}))
+
+    inputs = {**_values(model), **{label: model.leaves[name] for label, name in stems.items()}}
+    found = provenance(computed, inputs, constants)
+    return {
+        name: frozenset(stems.get(s.name, s.name) for s in sources if s.name in stems or s.name not in inputs)
+        for name, sources in found.items()
+    }
+
+
 class _Tag(_Reaching):
     """Give every site a value from outside, and remember which scan each stands in."""
 
@@ -144,6 +172,18 @@ def _parents(model: Model) -> tuple[dict[str, Any], dict[str, int]]:
     program = model._bind(model.leaves, {}, model.world)
     tag = _Tag(program, {})
 
+    def computed(values: dict[str, Any]) -> dict[str, Any]:
+        nonlocal tag
+        tag = _Tag(program, values)
+        return _computed(tag, _numbers)
+
+    return provenance(computed, _values(model)), tag.scan_of
+
+
+def _values(model: Model) -> dict[str, Any]:
+    """Shapes of the value of each site."""
+    program = model._bind(model.leaves, {}, model.world)
+
     def values() -> dict[str, Any]:
         started = handlers.seed(handlers.substitute(program, substitute_fn=start_value), jax.random.key(0))
         kinds = ("sample", "deterministic", "param")
@@ -151,19 +191,19 @@ def _parents(model: Model) -> tuple[dict[str, Any], dict[str, int]]:
             name: site["value"] for name, site in handlers.trace(started).get_trace().items() if site["type"] in kinds
         }
 
-    def computed(values: dict[str, Any]) -> dict[str, Any]:
-        nonlocal tag
-        tag = _Tag(program, values)
-        traced = handlers.trace(handlers.seed(tag, jax.random.key(0))).get_trace()
-        found: dict[str, Any] = {}
-        for name, site in traced.items():
-            if site["type"] == "sample":
-                found[name] = _numbers(site)
-            elif site["type"] == "deterministic" and name.endswith(_COMPUTED):
-                found[name.removesuffix(_COMPUTED)] = site["value"]
-        return found
+    return jax.eval_shape(values)
 
-    return provenance(computed, jax.eval_shape(values)), tag.scan_of
+
+def _computed(tag: _Tag, numbers: Callable[[Message], list[Array]]) -> dict[str, Any]:
+    """By site, the numbers of its distribution, or its value, computed from the values that ``tag`` gives."""
+    traced = handlers.trace(handlers.seed(tag, jax.random.key(0))).get_trace()
+    found: dict[str, Any] = {}
+    for name, site in traced.items():
+        if site["type"] == "sample":
+            found[name] = numbers(site)
+        elif site["type"] == "deterministic" and name.endswith(_COMPUTED):
+            found[name.removesuffix(_COMPUTED)] = site["value"]
+    return found
 
 
 def _numbers(site: Message) -> list[Array]:

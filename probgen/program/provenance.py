@@ -28,12 +28,18 @@ type Sources = frozenset[Source]
 _NONE: Sources = frozenset()
 
 
-def provenance(function: Callable[[dict[str, Any]], dict[str, Any]], inputs: Mapping[str, Any]) -> dict[str, Sources]:
+def provenance(
+    function: Callable[[dict[str, Any]], dict[str, Any]],
+    inputs: Mapping[str, Any],
+    constants: Callable[[Any], str | None] = lambda array: None,
+) -> dict[str, Sources]:
     """The inputs that each output depends on.
 
     Args:
         function: From a dict of pytrees of arrays to a dict of pytrees of arrays.
         inputs: Its argument; ``jax.ShapeDtypeStruct`` will do, nothing is computed.
+        constants: A name for an array that the function finds outside of its argument, under which it counts as an
+            input; ``None`` for one that does not.
 
     Returns:
         By output, the sources that reach any of its arrays.
@@ -42,13 +48,16 @@ def provenance(function: Callable[[dict[str, Any]], dict[str, Any]], inputs: Map
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(inputs)
     # A dict is flattened in the order of its sorted keys, on both sides.
     reach = [frozenset({Source(name)}) for name in sorted(inputs) for _ in jax.tree.leaves(inputs[name])]
-    found = iter(_through(closed.jaxpr, reach))
+    names = [constants(array) for array in closed.consts]
+    fixed = [_NONE if name is None else frozenset({Source(name)}) for name in names]
+    found = iter(_through(closed.jaxpr, reach, fixed))
     return {name: _NONE.union(*(next(found) for _ in jax.tree.leaves(shapes[name]))) for name in sorted(shapes)}
 
 
-def _through(jaxpr: Any, inputs: Sequence[Sources]) -> list[Sources]:
-    """Sources of the outputs of a jaxpr, from those of its inputs."""
+def _through(jaxpr: Any, inputs: Sequence[Sources], constants: Sequence[Sources] = ()) -> list[Sources]:
+    """Sources of the outputs of a jaxpr, from those of its inputs and of its constants."""
     known: dict[Any, Sources] = dict(zip(jaxpr.invars, inputs, strict=True))
+    known |= dict(zip(jaxpr.constvars, constants, strict=False))
 
     def read(atom: Any) -> Sources:
         return _NONE if isinstance(atom, core.Literal) else known.get(atom, _NONE)

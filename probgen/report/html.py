@@ -24,6 +24,7 @@ from probgen.run.output import check_writable, write_whole
 if TYPE_CHECKING:
     import xarray
 
+    from probgen.causal.sensitivity import Sensitivity
     from probgen.report.draws import Draws
     from probgen.report.page import Block, Section, Verdict
 
@@ -31,10 +32,11 @@ __all__ = ["report"]
 
 
 def report(
-    tree: xarray.DataTree | Sequence[xarray.DataTree] | Mapping[str, xarray.DataTree],
+    tree: xarray.DataTree | Sequence[xarray.DataTree] | Mapping[str, xarray.DataTree] | Sensitivity,
     path: str | Path = "report.html",
     *,
     model: Model | Sequence[Model] | None = None,
+    sensitivity: Sensitivity | None = None,
     title: str = "",
     seed: int = 0,
 ) -> Path:
@@ -47,10 +49,12 @@ def report(
 
     Args:
         tree: What ``pg.infer`` returned, or any DataTree with a ``posterior``. A list or a mapping of several gives a
-            comparison: shared entries, scores of prediction, findings and settings side by side.
+            comparison: shared entries, scores of prediction, findings and settings side by side. What
+            ``pg.causal.sensitivity`` returned gets a page of its own.
         path: The file, ``.html``. It appears whole or not at all.
         model: The model that was fitted; for several trees, one model for all or a list with one for each. With it the
             report has the graph, and what the tree lacks: prior draws, predictions, log likelihoods.
+        sensitivity: What ``pg.causal.sensitivity`` returned, to be added to the report.
         title: Heading. Default: the name of the program.
         seed: For the draws from the prior and the predictive distribution.
 
@@ -62,7 +66,23 @@ def report(
         DataError: If a tree has no posterior draws of numbers, or there is no tree.
         ModelError: If a model is none, or none of its latent sites is in the posterior.
     """
+    from probgen.causal.sensitivity import Sensitivity
+    from probgen.report.sensitivity import sensitivity_sections, sensitivity_verdict
+
     path = check_writable(path, ".html")
+    if sensitivity is not None and not isinstance(sensitivity, Sensitivity):
+        raise DataError(
+            f"sensitivity must be what pg.causal.sensitivity returned, got {type(sensitivity).__name__}. Call it first."
+        )
+    if isinstance(tree, Sensitivity):
+        if sensitivity is not None:
+            raise DataError("tree is a sensitivity analysis already. Leave out sensitivity, or write two reports.")
+        alone = sensitivity_sections(tree)
+        heading = title or f"Sensitivity of the {tree.heading}"
+        subtitle = "How strong would a hidden confounder have to be?"
+        page = _rendered(heading, subtitle, sensitivity_verdict(tree), None, alone)
+        write_whole(path, [page.encode()])
+        return path
     several = _named(tree)
     models = _models(model, several)
     if len(several) == 1:
@@ -71,6 +91,8 @@ def report(
     else:
         parts = _several(several, models)
         heading = title or f"{len(several)} results side by side"
+    if sensitivity is not None:
+        parts[3].extend(sensitivity_sections(sensitivity))
     page = _rendered(heading, *parts)
     write_whole(path, [page.encode()])
     return path
