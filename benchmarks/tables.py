@@ -248,6 +248,18 @@ def sbi_peer():
         )
 
 
+def seir():
+    """Those of the first method."""
+    yield "| surveys | relative error | wanted | NUTS, same data | C2ST | wanted | corrected | Pareto k-hat | data sets |"
+    yield "| --: | --: | --: | --: | --: | --: | --: | --: | --: |"
+    for row in read("seir")[0]["rows"]:
+        yield (
+            f"| {row['surveys']} | {row['error']:.2%} | 2.8% | {statistics.mean(row['nuts_error']):.2%} "
+            f"| {statistics.mean(row['c2st']):.3f} | 0.60 | {statistics.mean(row['corrected']):.3f} "
+            f"| {max(row['pareto_k']):.2f} at most | {len(row['c2st'])} |"
+        )
+
+
 TABLES = {
     "flow-matching": flow_matching,
     "flows": flows,
@@ -255,6 +267,7 @@ TABLES = {
     "vae": vae,
     "sbi": sbi,
     "sbi-peer": sbi_peer,
+    "seir": seir,
     "refit": refit,
     "nuts-overhead": nuts_overhead,
     "posteriordb": posteriordb,

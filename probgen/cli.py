@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 causal_app = typer.Typer(help="Causal questions.", no_args_is_help=True)
 app.add_typer(causal_app, name="causal")
+_EFFECTS = ("estimate", "lower", "upper", "ci_lower", "ci_upper")
 _ROWS = 40
 """Rows of the summary that are printed; the file has all."""
 
@@ -376,11 +378,15 @@ def sensitivity_of_regression(
                 table.add_row(f"  {measure.name}", measure.shown, escape(measure.meaning))
             out.print(table)
             cells = one.table
+            widths = [max(len(str(name)), 9) + 2 for name in cells.columns]
+            if sum(widths) + min(max(map(len, cells.index), default=0), 24) > out.width:
+                # Of a narrow screen the effects get the room; strengths and statistics are in the report.
+                cells = cells[[name for name in _EFFECTS if name in cells.columns]]
             table = Table("scenario", box=None, pad_edge=False, header_style="bold")
             for name in cells.columns:
                 table.add_column(str(name), justify="right", no_wrap=True)
             for label, row in zip(cells.index, cells.to_numpy(float), strict=True):
-                table.add_row(escape(str(label)), *(f"{value:.4g}" for value in row))
+                table.add_row(escape(str(label)), *("" if math.isnan(value) else f"{value:.4g}" for value in row))
             if len(cells):
                 out.print(table)
             for note in one.notes:

@@ -1078,3 +1078,135 @@ def test_nothing_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sensitivity(PRINTED).plot_contour()
+
+
+# -- awkward data and edge cases -------------------------------------------------------------------------------------
+
+
+def awkward():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=60)
+    d = (a + rng.normal(size=60) > 0).astype(int)
+    return pandas.DataFrame({"y": d + a + rng.normal(size=60), "d": d, "a": a})
+
+
+def test_columns_of_pandas_kinds():
+    data = awkward()
+    codes = np.arange(60) % 3 + 1
+    text = pandas.Series(codes).map({1: "u", 2: "v", 3: "w"})
+    whole = Regression.fit(data.assign(g=text), "y", "d", ["a", "g"])
+    for kind in (pandas.Categorical(codes), text.astype("string"), text.astype("category")):
+        found = Regression.fit(data.assign(g=kind), "y", "d", ["a", "g"])
+        assert found.estimate == pytest.approx(whole.estimate, rel=1e-12)
+        assert found.benchmark("g").outcome == pytest.approx(whole.benchmark("g").outcome, rel=1e-9)
+    number = Regression.fit(data.assign(g=pandas.array(codes, dtype="Int64")), "y", "d", ["a", "g"])
+    assert number.dof == whole.dof + 1
+    mixed = data.assign(g=pandas.Series([1, "b"] * 30, dtype=object))
+    assert Regression.fit(mixed, "y", "d", "a", clusters="g").clusters == 2
+    assert set(map(str, np.asarray(Study.of(mixed, "y", "d", instrument="g").z))) == {"1", "b"}
+    by_number = Regression.fit(data.set_axis([0, 1, 2], axis=1), 0, 1, [2])  # pyright: ignore
+    assert by_number.estimate == Regression.fit(data, "y", "d", "a").estimate
+    assert by_number.covariates == ("2",)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda t: Regression.fit(t.assign(g=pandas.array(["u", None] * 30, dtype="string")), "y", "d", ["g"]),
+            "30 mis",
+        ),
+        (lambda t: Regression.fit(t.iloc[:0], "y", "d", ["a"]), "no rows"),
+        (lambda t: Regression.fit(pandas.concat([t, t[["a"]]], axis=1), "y", "d", ["a"]), "2 columns named 'a'"),
+        (lambda t: Regression.fit({**t, "c": np.arange(5)}, "y", "d", ["a"], clusters="c"), "has 5 rows"),
+        (lambda t: pg.causal.Weighting.att(t, "y", "d", ["a", "d"]), "named more than once"),
+        (lambda t: pg.causal.Weighting.att({**t, "a": np.arange(50.0)}, "y", "d", ["a"]), "different lengths"),
+        (lambda t: sensitivity(PRINTED, null=math.nan), "null must be"),
+        (lambda t: sensitivity(PRINTED, level="0.9"), "level must"),  # pyright: ignore
+        (lambda t: sensitivity(PRINTED, benchmarks=[1]), "benchmarks must be"),  # pyright: ignore
+        (lambda t: sensitivity(PRINTED, CinelliHazlett), "must be sensitivity models"),  # pyright: ignore
+        (lambda t: CinelliHazlett(kd=2), "kd must be several"),  # pyright: ignore
+        (lambda t: RosenbaumBounds(gammas=2.0), "gammas must be several"),  # pyright: ignore
+        (lambda t: pg.causal.WeightsR2(multiples=2.0), "multiples must be several"),  # pyright: ignore
+        (lambda t: pg.causal.EValue(strengths=(2.0, 2.0)), "pairs of risk ratios"),  # pyright: ignore
+        (lambda t: pg.causal.Manski(support=(0.0,)), "support must be"),  # pyright: ignore
+        (lambda t: sensitivity(pg.causal.OddsRatio(2.0), null=-1.0), "must be positive"),
+        (lambda t: sensitivity(pg.causal.HazardRatio(2.0), null=-1.0), "must be positive"),
+        (lambda t: pg.causal.MeanDifference(1000.0), "standard deviations"),
+    ],
+)
+def test_awkward_input_is_told(call, message):
+    with pytest.raises((DataError, MethodError), match=message):
+        call(awkward())
+
+
+def test_effects_too_large_for_a_risk_ratio_leave_the_e_value_out():
+    found = sensitivity(Regression(-1000.0, 20.0, 100, outcome_sd=1.0))
+    assert [one.title for one in found.analyses] == ["Cinelli-Hazlett"]
+    with pytest.raises(MethodError, match="smaller units"):
+        sensitivity(Regression(-1000.0, 20.0, 100, outcome_sd=1.0), pg.causal.EValue())
+
+
+def test_an_estimate_at_the_null_has_nothing_to_explain():
+    regression = Regression(0.0, 0.05, 200, "d", "y", {"a": PartialR2(0.02, 0.03)}, outcome_sd=1.0)
+    text = sensitivity(regression).text
+    assert "account for" not in text
+    assert "explained away" not in text
+    assert "or beyond" not in text
+    assert sensitivity(regression)["E-value"].tipping is None
+    noise = np.random.default_rng(0).normal(size=(2, 100))
+    assert "is 0 already" in sensitivity(pg.causal.RieszEstimate.partially_linear(0.0, *noise)).text
+
+
+def test_few_degrees_of_freedom_do_not_contradict_the_interval():
+    found = sensitivity(Regression(2.8, 1.0, 5, outcome_sd=5.0))
+    assert found["Cinelli-Hazlett"].measures[1].value == 0
+    assert "interval excludes 0, but" in found.text
+    # t of 2.2 with 5 degrees of freedom is not significant, on no scale.
+    assert sensitivity(Regression(2.2, 1.0, 5, outcome_sd=5.0))["E-value"].measures[1].value == 1
+
+
+def test_two_sided_tests_of_pairs_see_both_directions():
+    down, up = MatchedPairs.discordant(5, 15), MatchedPairs.discordant(15, 5)
+    model = RosenbaumBounds(two_sided=True)
+    assert model.p_values(down, 1.5) == pytest.approx(model.p_values(up, 1.5))
+    assert model.p_values(down, 1.0)[1] == pytest.approx(scipy.stats.binomtest(5, 20).pvalue)
+    assert "of a smaller outcome" in sensitivity(down, model).text
+    assert "not significant at the level of 5 % even without hidden bias" in sensitivity(down).text
+
+
+def test_weights_are_found_where_there_is_little_to_balance():
+    for seed in (5, 10, 15, 17):
+        rng = np.random.default_rng(seed)
+        a, b = rng.normal(size=(2, 200))
+        t = (0.3 * a + rng.normal(size=200) > 0).astype(float)
+        found = pg.causal.Weighting.att({"y": a + b, "t": t, "a": a, "b": b}, "y", "t", ["a", "b"])
+        assert np.mean(found.without["a"] * b[t == 0]) == pytest.approx(b[t == 1].mean(), abs=1e-9)
+
+
+def test_weights_that_cannot_explain_so_much_are_told():
+    a, u = np.random.default_rng(1).normal(size=(2, 200))
+    found = pg.causal.Weighting(3 + a + u, np.exp(0.4 * a))
+    model, one = pg.causal.WeightsR2(), sensitivity(found)
+    rho = model.largest_rho(found)
+    assert model.robustness_value(found) > rho**2
+    needed = float(one.text.partition("less than ")[2].partition(" %")[0]) / 100
+    assert model.bias(found, needed, rho) == pytest.approx(found.estimate, rel=0.02)
+
+
+def test_one_model_with_several_settings_keeps_all():
+    found = sensitivity(PRINTED, [CinelliHazlett(), CinelliHazlett(increases=True)])
+    assert len(found.to_datatree().children) == 2
+    assert found["Cinelli-Hazlett (2)"].scenarios[0].lower > found["Cinelli-Hazlett"].scenarios[0].lower
+
+
+def test_names_of_benchmarks_do_not_cover_each_other():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    marks = {f"covariate {i}": PartialR2(0.1 + 0.01 * i, 0.12 + 0.01 * i) for i in range(3)}
+    figure = sensitivity(Regression(0.3, 0.05, 200, benchmarks=marks)).plot_tipping()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
+    assert len(boxes) >= 2
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

@@ -168,7 +168,6 @@ def test_probability_of_necessity():
     assert "monotone" in worlds.assumptions["Y"]
 
 
-@pytest.mark.slow
 def test_probability_of_necessity_of_new_units_and_under_independence():
     arms = {"x1": pg.do(X=1), "x0": pg.do(X=0)}
     x, y = np.repeat([1, 0], 250), np.tile([1, 1, 0, 0, 0], 100)
@@ -236,6 +235,7 @@ def check_random_program(seed, kinds, draws=4, units=5):
     assert max(changed) > 1e-3
 
 
+@pytest.mark.slow
 def test_axioms_on_a_random_program():
     check_random_program(0, ("log_normal", "categorical", "normal"))
 

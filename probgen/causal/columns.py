@@ -29,7 +29,7 @@ def column(data: Data, name: str) -> np.ndarray:
         raise DataError(
             f"data must be a DataFrame or a mapping of arrays, got {type(data).__name__}. Name the columns."
         )
-    keys = list(data.keys())  # noqa: SIM118
+    keys = list(data.keys())
     found = [key for key in keys if key == name] or [key for key in keys if str(key) == str(name)]
     if not found:
         raise DataError(f"the data have no column {name!r}. {suggestion(str(name), [str(key) for key in keys])}")

@@ -75,7 +75,9 @@ class EValue(SensitivityModel):
     def __post_init__(self) -> None:
         for pair in (*self.strengths, *(benchmark[1:] for benchmark in self.benchmarks)):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise MethodError(f"strengths must be pairs of risk ratios, got {pair!r}. Use ((2.0, 2.0),), for example.")
+                raise MethodError(
+                    f"strengths must be pairs of risk ratios, got {pair!r}. Use ((2.0, 2.0),), for example."
+                )
             bounding_factor(*pair)
 
     def refuses(self, subject: Any) -> str:
@@ -178,7 +180,7 @@ class EValue(SensitivityModel):
             limits,
         )
 
-    def _tipping(self, ratio: float, near: float | None, true: float) -> Curves:
+    def _tipping(self, ratio: float, near: float | None, true: float) -> Curves | None:
         lines = []
         for label, value in (("estimate at the null", ratio), ("limit at the null", near)):
             if value is None:
@@ -192,6 +194,8 @@ class EValue(SensitivityModel):
             y = factor * (x - 1) / (x - factor)
             lines.append(Line(label, x, np.where(y <= top, y, np.nan)))
         marks = tuple(Mark(*benchmark) for benchmark in self.benchmarks)
+        if not lines and not marks:
+            return None
         return Curves("risk ratio with the exposure", "risk ratio with the outcome", tuple(lines), None, marks, True)
 
     def _band(self, ratio: float, lower: float | None, upper: float | None, true: float, value: float) -> Band:

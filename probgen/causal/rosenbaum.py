@@ -192,7 +192,9 @@ class RosenbaumBounds(SensitivityModel):
                 )
         else:
             other = "" if self.two_sided else f", in the direction of {size} outcomes"
-            sentences.append(f"This is not significant at the level of {100 * alpha:.3g} % even without hidden bias{other}.")
+            sentences.append(
+                f"This is not significant at the level of {100 * alpha:.3g} % even without hidden bias{other}."
+            )
         if additive:
             shown = [one for one in scenarios if one.strengths["gamma"] > 1][:2]
             sentences += [

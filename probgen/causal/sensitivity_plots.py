@@ -76,7 +76,7 @@ def _levels(values: Any, threshold: float) -> np.ndarray:
     """Round levels that lie densely enough where most of the surface is."""
     from matplotlib.ticker import MaxNLocator
 
-    low, high = np.percentile(np.ma.compressed(values), [3, 100])
+    low, high = np.percentile(np.ma.compressed(values), [3, 97])
     ticks = MaxNLocator(_LEVELS).tick_values(low, high)
     step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
     return np.array([tick for tick in ticks if low < tick < high and abs(tick - threshold) > 0.25 * step])
@@ -126,21 +126,43 @@ def band_figure(band: Band) -> Figure:
     return figure
 
 
+def _label_box(label: str, spot: tuple[float, float], right: bool, above: bool) -> tuple[float, float, float, float]:
+    """Where a name will stand, as left, right, bottom, top in shares of the frame; its width is an estimate."""
+    wide, high = 0.0145 * len(label), 0.045
+    left = spot[0] + 0.02 if right else spot[0] - 0.02 - wide
+    bottom = spot[1] + 0.008 if above else spot[1] - 0.008 - high
+    return left, left + wide, bottom, bottom + high
+
+
+def _apart(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
+    """Gap between two boxes, negative where they overlap."""
+    return max(one[0] - other[1], other[0] - one[1], one[2] - other[3], other[2] - one[3])
+
+
 def _marks(axes: Axes, marks: Sequence[Mark]) -> None:
-    """Benchmarks; of names that would lie on one another the one farther out is written."""
+    """Benchmarks; names stand where they cover neither each other nor a point, those farthest out first."""
     points = [(mark.label, mark.x, mark.y) for mark in marks if mark.y is not None]
     for _, x, y in points:
         axes.plot(x, y, marker="D", color=INK, ms=4.5, ls="none", zorder=5)
-    written: list[tuple[float, float]] = []
-    for label, *place in sorted(points, key=lambda point: -point[1] - point[2]):
-        x, y = axes.transAxes.inverted().transform(axes.transData.transform(place))
-        if any(abs(x - u) < 0.3 and abs(y - v) < 0.05 for u, v in written):
-            continue
-        written.append((x, y))
-        left = x > 0.7
-        style: dict[str, Any] = {"ha": "right" if left else "left", "xytext": (-6 if left else 6, 5)}
-        text = axes.annotate(label, (place[0], place[1]), textcoords="offset points", fontsize=7.5, **style)
-        text.set_path_effects([withStroke(linewidth=2.5, foreground=PAPER)])
+    to_axes = axes.transData + axes.transAxes.inverted()
+    spots = [tuple(to_axes.transform(point[1:])) for point in points]
+    written: list[tuple[float, float, float, float]] = []
+    for i in sorted(range(len(points)), key=lambda i: -sum(spots[i])):
+        label, x, y = points[i]
+        others = [spot for j, spot in enumerate(spots) if j != i]
+        for right, above in ((True, True), (False, True), (True, False), (False, False)):
+            box = _label_box(label, spots[i], right, above)
+            outside = box[0] < -0.02 or box[1] > 1.02 or box[2] < -0.02 or box[3] > 1.02
+            if outside or any(_apart(box, other) <= 0 for other in written):
+                continue
+            if any(box[0] < u < box[1] and box[2] < v < box[3] for u, v in others):
+                continue
+            written.append(box)
+            style: dict[str, Any] = {"ha": "left" if right else "right", "va": "bottom" if above else "top"}
+            style["xytext"] = (6 if right else -6, 2 if above else -2)
+            text = axes.annotate(label, (x, y), textcoords="offset points", fontsize=7.5, zorder=6, **style)
+            text.set_path_effects([withStroke(linewidth=2.5, foreground=PAPER)])
+            break
     ticks: list[float] = []
     for mark in sorted((mark for mark in marks if mark.y is None), key=lambda mark: -mark.x):
         axes.axvline(mark.x, ymax=0.04, color=INK, lw=1.6)
