@@ -155,23 +155,32 @@ class ControlledDirectEffect(Contrast):
 
 
 @dataclasses.dataclass(frozen=True)
-class NaturalDirectEffect(Contrast):
+class _Mediated(Contrast):
+    """A contrast along some of the paths: past the mediators, or through them."""
+
+    mediators: Names = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = _tuple(self.mediators)
+        object.__setattr__(self, "mediators", names)
+        for name in (self.treatment, self.outcome):
+            if name in names:
+                raise ModelError(f"mediators has {name!r}, which is the treatment or the outcome. Give other nodes.")
+
+    def check(self, graph: CausalGraph) -> None:
+        super().check(graph)
+        graph.require(self.mediators, f"the query {self}")
+
+
+@dataclasses.dataclass(frozen=True)
+class NaturalDirectEffect(_Mediated):
     """E[Y(x, M(x*))] - E[Y(x*)]: what changing the treatment does past the mediators.
 
     Args:
         mediators: Names; paths through any of them are indirect. By default the edge from treatment to outcome alone is
             direct.
     """
-
-    mediators: Names = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_mediators(self)
-
-    def check(self, graph: CausalGraph) -> None:
-        super().check(graph)
-        graph.require(self.mediators, f"the query {self}")
 
     def counts(self, graph: CausalGraph) -> dict[str, tuple[int, int]]:
         return _past(graph, self.treatment, self.outcome, _tuple(self.mediators))
@@ -181,23 +190,13 @@ class NaturalDirectEffect(Contrast):
 
 
 @dataclasses.dataclass(frozen=True)
-class NaturalIndirectEffect(Contrast):
+class NaturalIndirectEffect(_Mediated):
     """E[Y(x*, M(x))] - E[Y(x*)]: what changing the treatment does through the mediators.
 
     Args:
         mediators: Names; paths through any of them are indirect. By default all but the edge from treatment to outcome
             is.
     """
-
-    mediators: Names = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_mediators(self)
-
-    def check(self, graph: CausalGraph) -> None:
-        super().check(graph)
-        graph.require(self.mediators, f"the query {self}")
 
     def counts(self, graph: CausalGraph) -> dict[str, tuple[int, int]]:
         past = _past(graph, self.treatment, self.outcome, _tuple(self.mediators))
@@ -289,14 +288,6 @@ def contrast_of(text: str) -> Contrast | None:
 
 def _tuple(names: Names) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(sorted(names) if isinstance(names, frozenset | set) else names)
-
-
-def _check_mediators(effect: NaturalDirectEffect | NaturalIndirectEffect) -> None:
-    names = _tuple(effect.mediators)
-    object.__setattr__(effect, "mediators", names)
-    for name in (effect.treatment, effect.outcome):
-        if name in names:
-            raise ModelError(f"mediators has {name!r}, which is the treatment or the outcome. Give other nodes.")
 
 
 def _shown(mediators: Names) -> str:

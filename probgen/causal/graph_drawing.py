@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Ellipse, FancyArrowPatch, Patch, PathPatch
+from matplotlib.patches import Ellipse, Patch, PathPatch
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
 from probgen.base import palette
 from probgen.base.errors import ModelError
+from probgen.program.drawing import arrow
 from probgen.program.layout import Layout, arrange
 
 if TYPE_CHECKING:
@@ -119,20 +120,7 @@ def _draw_edge(axes: Axes, curve: np.ndarray, arc: bool) -> None:
     if arc:  # the line is dashed, the heads are not
         axes.add_patch(PathPatch(Path(curve), fill=False, lw=1.2, ls=(0, (3.5, 2.5)), color=colour, zorder=3))
     for end in (curve[::-1], curve) if arc else (curve,):
-        axes.add_patch(
-            FancyArrowPatch(
-                path=Path(end[-6:] if arc else end),
-                arrowstyle="-|>,head_length=0.42,head_width=0.17",
-                mutation_scale=14,
-                lw=1.0,
-                color=colour,
-                capstyle="butt",
-                joinstyle="round",
-                shrinkA=0,
-                shrinkB=0,
-                zorder=3,
-            )
-        )
+        axes.add_patch(arrow(end[-6:] if arc else end, colour))
 
 
 def _clear(

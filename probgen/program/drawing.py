@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import networkx
     from matplotlib.axes import Axes
 
-__all__ = ["drawn"]
+__all__ = ["arrow", "drawn"]
 
 _INK, _QUIET, _LINE = palette.INK, palette.QUIET, palette.LINE
 _LATENT, _OBSERVED, _PLATE, _BORDER = palette.PAPER, palette.SHADE, palette.PLATE, palette.BORDER
@@ -179,19 +179,22 @@ def _draw_edge(axes: Axes, curve: np.ndarray, lagged: bool) -> None:
         # The line is dotted, the head is not.
         axes.add_patch(PathPatch(Path(curve[:-6]), fill=False, lw=1.1, ls=(0, (1.2, 1.6)), color=_LINE, zorder=3))
         curve = curve[-6:]
-    axes.add_patch(
-        FancyArrowPatch(
-            path=Path(curve),
-            arrowstyle="-|>,head_length=0.42,head_width=0.17",
-            mutation_scale=14,
-            lw=1.0,
-            color=_LINE,
-            capstyle="butt",
-            joinstyle="round",
-            shrinkA=0,
-            shrinkB=0,
-            zorder=3,
-        )
+    axes.add_patch(arrow(curve, _LINE))
+
+
+def arrow(curve: np.ndarray, colour: str) -> FancyArrowPatch:
+    """A line with a head at its end, along points of shape (n, 2)."""
+    return FancyArrowPatch(
+        path=Path(curve),
+        arrowstyle="-|>,head_length=0.42,head_width=0.17",
+        mutation_scale=14,
+        lw=1.0,
+        color=colour,
+        capstyle="butt",
+        joinstyle="round",
+        shrinkA=0,
+        shrinkB=0,
+        zorder=3,
     )
 
 
