@@ -44,7 +44,7 @@ def divergence_bounds(
 
     Args:
         outcome: Law of the outcome in that arm given covariates: a NumPyro distribution of batch shape B, or draws of
-            shape (k, *B), which are taken as the law itself.
+            shape ``(k, *B)``, which are taken as the law itself.
         propensity: Probability of that arm given covariates, in (0, 1), shape B.
         divergence: ``KL()``, ``TotalVariation()``, ``ChiSquare()`` or ``Hellinger()``.
         rho: Largest divergence of the law in the other arm, at least 0; 0 gives the mean twice.

@@ -31,7 +31,7 @@ def expectile_bounds(outcome: Law, propensity: ArrayLike, gamma: float) -> tuple
 
     Args:
         outcome: Law of the outcome in that arm given covariates: a NumPyro distribution of batch shape B, or draws of
-            shape (k, *B).
+            shape ``(k, *B)``.
         propensity: Probability of that arm given covariates, in (0, 1), shape B.
         gamma: Bound of the odds ratio between two units, at least 1; 1 gives the mean twice.
 

@@ -63,7 +63,7 @@ def upper_tail_mean(law: Law, level: ArrayLike) -> Array:
     """Mean of the upper share ``1 - level`` of a law.
 
     Args:
-        law: A distribution of batch shape B, or draws of shape (k, *B).
+        law: A distribution of batch shape B, or draws of shape ``(k, *B)``.
         level: Number in [0, 1).
 
     Returns:
